@@ -1,0 +1,219 @@
+"""The face every backend shows (`Model`), and the choice of one: MLX or torch, imported only when it is used."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .errors import UserError, nearest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .folder import Folder, Manifest
+
+BACKENDS = ("mlx", "torch")
+PRECISIONS = ("float32", "float16", "bfloat16")
+INSTALL_TORCH = 'pip install "mlxldm[torch]"'
+
+Array = Any  # an mlx.core.array or a torch.Tensor; the pipeline uses + - * / on it and nothing else
+
+
+class Model(Protocol):
+    """A loaded model. Arrays are float32, NHWC, one picture (N = 1) unless a line says otherwise."""
+
+    manifest: Manifest
+    description: str  # for people: "MLX 0.32.4 on the CPU (OpenBLAS), float32"
+
+    def array(self, x: np.ndarray) -> Array:
+        """`x` as a float32 array on the model's device."""
+
+    def numpy(self, x: Array) -> np.ndarray:
+        """`x` as float32 NumPy; waits until it is computed."""
+
+    def encode_text(self, prompt: str, negative: str | None, width: int, height: int) -> Any:
+        """The conditioning for `predict`, opaque to everyone else. `negative` None means: no guidance, one row.
+
+        `width` and `height` are the picture's, in pixels (some families are told the size). What depends on the
+        text alone (keys and values of the cross attention) is computed once here or on first use, not every step.
+        """
+
+    def predict(self, x: Array, timestep: float, cond: Any) -> tuple[Array, Array | None]:
+        """The network's raw output (the noise, or v) with the prompt, and with the negative prompt or None.
+
+        `x` (1, h, w, c) is already scaled by 1/sqrt(sigma² + 1).
+        """
+
+    def encode_image(self, pixels: Array) -> tuple[Array, Array]:
+        """Mean and standard deviation (1, h, w, c) of the latent of `pixels` (1, H, W, 3) in [-1, 1].
+
+        Both already carry the autoencoder's scaling factor.
+        """
+
+    def decode(self, latent: Array) -> Array:
+        """Pixels (1, 8h, 8w, 3), about [-1, 1], of a latent (1, h, w, c) that carries the scaling factor."""
+
+    def evaluate(self, x: Array) -> Array:
+        """`x`, its computation finished or at least started for good; `generate` calls it once a step."""
+
+    def memory(self) -> dict[str, int]:
+        """Bytes: {"weights": ..., "peak": ...}."""
+
+    def unload(self) -> None:
+        """Let go of the weights."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A backend and a device of it, and why, in a few words for a person."""
+
+    backend: str
+    device: str | None  # None: whatever the backend takes by itself
+    why: str
+
+
+def load(folder: Folder, backend: str = "auto", device: str | None = None, precision: str = "auto") -> Model:
+    """The model in `folder` on a backend: `auto`, `mlx` or `torch`.
+
+    `device` is `cpu` or `gpu` for MLX, `cpu`, `cuda`, `cuda:1` or `mps` for torch. `precision` is `auto` or a name
+    of PRECISIONS. Raises `UserError` for a name it does not know and for a backend or device that is not here.
+    """
+    choice = choose(backend, device)
+    check_precision(precision)
+    return _module(choice.backend).load(folder, choice.device, precision)
+
+
+def check_precision(precision: str) -> None:
+    """`UserError` unless `precision` is `auto` or a name of PRECISIONS."""
+    if precision not in ("auto", *PRECISIONS):
+        raise UserError(
+            f"There is no precision {precision!r}.{nearest(precision, PRECISIONS)} "
+            f"There are auto, {', '.join(PRECISIONS)}."
+        )
+
+
+def choose(backend: str = "auto", device: str | None = None) -> Choice:
+    """Which backend will run, and why; torch is imported only where it is asked for or an NVIDIA driver is here."""
+    if backend not in ("auto", *BACKENDS):
+        raise UserError(f"There is no backend {backend!r}.{nearest(backend, BACKENDS)} There are auto, mlx and torch.")
+    device = None if device in (None, "auto") else device
+    if backend == "auto":
+        return _auto(device)
+    missing = _missing(backend)
+    if missing:
+        raise UserError(missing)
+    return Choice(backend, _checked_device(backend, device), "asked for")
+
+
+def _auto(device: str | None) -> Choice:
+    """Apple silicon: MLX. An NVIDIA card torch can use: torch. Otherwise the CPU, on the faster of the two."""
+    if device is not None and device.split(":")[0] in ("cuda", "mps"):
+        if _missing("torch"):
+            raise UserError(_missing("torch"))
+        return Choice("torch", _checked_device("torch", device), f"{device} is a device of torch")
+    if device == "gpu":
+        if _missing("mlx"):
+            raise UserError(_missing("mlx"))
+        return Choice("mlx", _checked_device("mlx", device), "gpu is a device of MLX")
+    if device not in (None, "cpu"):
+        raise UserError(f"There is no device {device!r}.{nearest(device, DEVICES)} There are {', '.join(DEVICES)}.")
+
+    mlx, torch = not _missing("mlx"), not _missing("torch")
+    if mlx and on_apple_silicon():
+        return Choice("mlx", device, "Apple silicon")
+    if torch and device is None and nvidia_driver():
+        facts = _module("torch").probe()
+        if facts and str(facts.get("device", "")).startswith("cuda"):
+            return Choice("torch", facts["device"], "an NVIDIA GPU")
+    if mlx:
+        facts = _module("mlx").probe() or {}
+        if device is None and facts.get("device") == "gpu":
+            return Choice("mlx", "gpu", "MLX has a GPU")
+        if facts.get("fast", True) or not torch:
+            why = "the CPU" if device else "no GPU here"
+            return Choice("mlx", "cpu", why if facts.get("fast", True) else f"{why}, and torch is not installed")
+        return Choice("torch", "cpu", "no GPU here, and no fast BLAS library for MLX")
+    if torch:
+        return Choice("torch", device, "MLX is not installed")
+    raise UserError(f"Neither MLX nor torch is installed here; {INSTALL_TORCH} brings the second.")
+
+
+DEVICES = ("cpu", "gpu", "cuda", "mps")
+_OWN_DEVICES = {"mlx": ("cpu", "gpu"), "torch": ("cpu", "cuda", "mps")}
+
+
+def _checked_device(backend: str, device: str | None) -> str | None:
+    """`device` if this backend has it here; `UserError` with the ones it has otherwise."""
+    if device is None:
+        return None
+    kind, _, index = device.partition(":")
+    own = _OWN_DEVICES[backend]
+    if kind not in own or (index and not (kind == "cuda" and index.isdecimal())):
+        raise UserError(f"{backend} has no device {device!r}.{nearest(device, own)} It knows {', '.join(own)}.")
+    if kind == "cpu":
+        return device
+    here = list((_module(backend).probe() or {}).get("devices", ()))
+    if device not in here and f"{device}:0" not in here:
+        raise UserError(f"{backend} has no {device} on this machine; it has {' and '.join(here) or 'none at all'}.")
+    return device
+
+
+def available() -> list[dict[str, Any]]:
+    """One dict a backend for `mlxldm backends`: name, ready, and either its probe's facts or how to install it.
+
+    Facts are what `on_mlx.probe` and `on_torch.probe` say: version, device (its first choice), devices, memory (bytes
+    or None), fast (False where its CPU matrix products are slow here), note (one sentence, or empty).
+    """
+    rows = []
+    for name in BACKENDS:
+        missing = _missing(name)
+        if missing:
+            rows.append({"name": name, "ready": False, "note": missing})
+            continue
+        facts = _module(name).probe()
+        rows.append({"name": name, "ready": facts is not None, **(facts or {"note": "It is installed but fails here."})})
+    return rows
+
+
+def on_apple_silicon() -> bool:
+    """Whether this is a Mac with an M chip."""
+    return sys.platform == "darwin" and platform.machine() == "arm64"
+
+
+def nvidia_driver() -> bool:
+    """Whether an NVIDIA driver is here: a look at the file system, because asking torch costs seconds."""
+    if sys.platform == "win32":
+        return (Path(os.environ.get("SystemRoot", r"C:\Windows")) / "System32" / "nvcuda.dll").exists()
+    return Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()  # dxg: Windows' Linux
+
+
+def _missing(backend: str) -> str:
+    """Why `backend` cannot be imported, as a sentence with the command that helps; empty if it can."""
+    if backend == "mlx":
+        if importlib.util.find_spec("mlx") is not None and importlib.util.find_spec("mlx.core") is not None:
+            return ""
+        command = 'pip install "mlx[cpu]"' if sys.platform == "linux" else "pip install mlx"
+        where = "MLX runs on Apple silicon and on Linux; here, use --backend torch"
+        can = on_apple_silicon() or sys.platform == "linux"
+        return f"The mlx backend needs MLX, which is not installed: {command if can else where}."
+    gone = [name for name in ("torch", "diffusers", "transformers") if importlib.util.find_spec(name) is None]
+    if not gone:
+        return ""
+    verb = "is" if len(gone) == 1 else "are"
+    return f"The torch backend needs {', '.join(gone)}, which {verb} not installed: {INSTALL_TORCH}."
+
+
+def _module(backend: str) -> Any:
+    """The backend's package. The only place that imports one; never both for one model."""
+    if backend == "mlx":
+        from . import on_mlx
+
+        return on_mlx
+    from . import on_torch
+
+    return on_torch

@@ -1,0 +1,1 @@
+"""The desktop app. It is not in this version yet; `mlxldm generate` draws from the command line."""

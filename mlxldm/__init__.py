@@ -1,0 +1,75 @@
+"""Latent diffusion on your own computer: native on Apple silicon with MLX, on NVIDIA machines with PyTorch.
+
+    import mlxldm
+    mlxldm.draw("a lighthouse on a cliff at dusk", seed=7).save("lighthouse.png")
+
+Importing this loads no framework: MLX or torch comes with the first model.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .errors import UserError
+from .job import Job
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import PIL.Image
+
+    from .backend import Model
+    from .generate import Picture, Step
+
+__version__ = "0.1.0"
+__all__ = ["Job", "UserError", "draw", "generate", "load", "__version__"]
+
+_last: dict[tuple[str | None, str, str | None, str], Model] = {}  # draw's one model, so that a second picture is quick
+
+
+def load(
+    model: str | None = None, *, backend: str = "auto", device: str | None = None, precision: str = "auto"
+) -> Model:
+    """A model, ready to draw. `model` is a name, a folder written by `mlxldm-convert`, or None for the embedded one.
+
+    A folder in another form (diffusers' own) goes through `mlxldm_convert.view` and `mlxldm.backend.load`.
+    """
+    from . import backend as backends
+    from . import store
+
+    return backends.load(store.find(model, None), backend, device, precision)
+
+
+def generate(model: Model, job: Job) -> Iterator[Step | Picture]:
+    """Work on `job` with a loaded model: a `Step` after every sampling step, a `Picture` when one is finished."""
+    from .generate import generate as run
+
+    return run(model, job)
+
+
+def draw(
+    prompt: str,
+    *,
+    model: str | None = None,
+    backend: str = "auto",
+    device: str | None = None,
+    precision: str = "auto",
+    **wishes: Any,
+) -> PIL.Image.Image:
+    """One picture of `prompt` as a Pillow image; `wishes` are a Job's fields (seed, steps, guidance, width ...).
+
+    Keeps the last model it used. For more than one picture, or for the steps between, use `load` and `generate`.
+    """
+    from PIL import Image
+
+    if wishes.get("count", 1) != 1:
+        raise UserError("draw makes one picture; for a count use mlxldm.load and mlxldm.generate.")
+    job = Job.from_json({"prompt": prompt, "model": model, **wishes})
+    key = (model, backend, device, precision)
+    if key not in _last:
+        _last.clear()
+        _last[key] = load(model, backend=backend, device=device, precision=precision)
+    for event in generate(_last[key], job):
+        if hasattr(event, "pixels"):
+            return Image.fromarray(event.pixels)
+    raise AssertionError("generate ended without a picture")

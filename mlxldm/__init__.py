@@ -8,6 +8,8 @@ Importing this loads no framework: MLX or torch comes with the first model.
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
@@ -73,3 +75,14 @@ def draw(
         if hasattr(event, "pixels"):
             return Image.fromarray(event.pixels)
     raise AssertionError("generate ended without a picture")
+
+
+class _Package(ModuleType):
+    """Keeps `mlxldm.generate` the function when the file of that name is imported for the first time."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name == "generate" and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

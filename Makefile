@@ -1,0 +1,45 @@
+# make demo   sets everything up and draws a picture with the embedded model, to demo.png
+# make test   sets up what the tests need, then lint, types, tests
+# Both install into .venv once; after that they are quick. GNU make 3.81 (macOS) is enough.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet
+DEMO = a red house by the lake in summer, at dusk
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.installed
+	@$(BIN)/mlxldm generate "$(DEMO)" --seed 7 -o demo.png >/dev/null
+	@echo "$(DEMO): $(CURDIR)/demo.png"
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache demo.png
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "mlxldm needs Python 3.11 or newer; $(PYTHON) is `$(PYTHON) --version 2>&1`. Try: make PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { echo "Making $(VENV) failed. On Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	@echo "Installing mlxldm into $(VENV), once ..."
+	@$(PIP) --editable .
+	@if [ "`uname -sm`" = "Linux x86_64" ] && ! $(BIN)/python -m mlxldm.on_mlx.blas; then \
+	  echo "No OpenBLAS on this system, and MLX alone is slow on a CPU: installing Intel's MKL into $(VENV) too ..."; \
+	  $(PIP) --editable '.[fastcpu]' || echo "That failed; everything works without it, only slower."; \
+	fi
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml tests/constraints.txt $(VENV)/.installed
+	@echo "Installing what the tests need (torch and diffusers among it, several hundred megabytes), once ..."
+	@$(PIP) --constraint tests/constraints.txt --editable '.[test]'
+	@touch $@

@@ -1,0 +1,610 @@
+"""What a model's parts are made of: their configs as dataclasses that refuse what they do not know.
+
+Every config reads its own `to_dict()` back (`from_dict`), and reads the `config.json` that diffusers or transformers
+wrote (`from_dict` for the U-Net and the autoencoder, whose keys are diffusers' own; `from_transformers` for CLIP;
+`from_diffusers` for the schedule). A key that is not known is an error, because a forgotten key means a wrong picture
+without a message. Two written lists are the exceptions: keys that never change a picture (`HARMLESS`), and keys that are
+understood only at one value (`FIXED`).
+"""
+
+from __future__ import annotations
+
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Self
+
+from mlxldm.errors import UserError, nearest
+
+MAX_NUMBER = 1 << 24  # no width, count or vocabulary of a real model comes near; keeps hostile configs small
+MAX_LAYERS = 256  # of anything that is stacked
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading strictly
+
+
+def _check(value: Any, kind: Any, where: str) -> Any:
+    """`value` as the annotated `kind`: lists become tuples, whole floats become ints where ints are meant."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType or origin is typing.Union:
+        if value is None and type(None) in arguments:
+            return None
+        errors = []
+        for choice in arguments:
+            if choice is not type(None):
+                try:
+                    return _check(value, choice, where)
+                except UserError as error:
+                    errors.append(error)
+        raise errors[0]
+    if origin is tuple:
+        if not isinstance(value, list | tuple) or len(value) > MAX_LAYERS * 16:
+            raise UserError(f"{where} is {_short(value)}, but a list was expected.")
+        return tuple(_check(item, arguments[0], where) for item in value)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{where} is {_short(value)}, but an object was expected.")
+        return dict(value)
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        raise UserError(f"{where} is {_short(value)}, but true or false was expected.")
+    if kind is int:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER:
+            return value
+        raise UserError(f"{where} is {_short(value)}, but a whole number was expected.")
+    if kind is float:
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+        raise UserError(f"{where} is {_short(value)}, but a number was expected.")
+    if kind is str:
+        if isinstance(value, str) and len(value) <= 10_000:
+            return value
+        raise UserError(f"{where} is {_short(value)}, but a text was expected.")
+    raise AssertionError(f"{where}: no reader for {kind}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+class _Strict:
+    """`from_dict` and `to_dict` for the dataclasses below."""
+
+    WHAT: ClassVar[str] = "config"
+    HARMLESS: ClassVar[frozenset[str]] = frozenset()
+    FIXED: ClassVar[dict[str, tuple[Any, ...]]] = {}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build the config from a dict; an unknown key or a value of the wrong type is a `UserError` naming it."""
+        if not isinstance(values, Mapping):
+            raise UserError(f"The {cls.WHAT} config is {_short(values)}, but an object was expected.")
+        hints = typing.get_type_hints(cls)
+        known = [item.name for item in fields(cls)]  # type: ignore[arg-type]
+        chosen: dict[str, Any] = {}
+        for key, value in values.items():
+            if key in known:
+                chosen[key] = _check(value, hints[key], f"The {cls.WHAT} config's {key}")
+            elif key in cls.FIXED:
+                if value not in cls.FIXED[key]:
+                    raise UserError(
+                        f"The {cls.WHAT} config says {key} = {_short(value)}, but only "
+                        f"{_short(cls.FIXED[key][0])} is supported: this version cannot run that model."
+                    )
+            elif key.startswith("_") or key in cls.HARMLESS:
+                continue
+            else:
+                raise UserError(
+                    f"The {cls.WHAT} config has the key '{key[:80]}', which this version does not know."
+                    f"{nearest(key, known)} If the model needs it, mlxldm cannot run it yet."
+                )
+        return cls(**chosen)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON values; `from_dict` reads them back."""
+        return {item.name: _plain(getattr(self, item.name)) for item in fields(self)}  # type: ignore[arg-type]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _positive(config: Any, what: str, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and number <= 0:
+                raise UserError(f"The {what} config's {name} is {_short(value)}, but it must be above 0.")
+
+
+def _one_of(config: Any, what: str, name: str, *choices: Any) -> None:
+    value = getattr(config, name)
+    for item in value if isinstance(value, tuple) else (value,):
+        if item not in choices:
+            wanted = ", ".join(repr(choice) for choice in choices)
+            raise UserError(f"The {what} config's {name} is {_short(item)}, but this version knows {wanted} only.")
+
+
+def _per_level(values: Mapping[str, Any], key: str, levels: int, default: Any) -> Any:
+    """A diffusers value that may be one for all levels or a list with one per level, as a list."""
+    value = values.get(key, default)
+    if isinstance(value, list | tuple):
+        if len(value) != levels:
+            raise UserError(f"The U-Net config's {key} has {len(value)} entries, but the model has {levels} levels.")
+        return list(value)
+    return [value] * levels
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The parts
+
+
+@dataclass(frozen=True)
+class ClipTextConfig(_Strict):
+    """A CLIP text encoder (Radford et al. 2021), as OpenAI's and OpenCLIP's towers are in transformers' form."""
+
+    WHAT: ClassVar[str] = "text encoder"
+    FIXED: ClassVar[dict[str, tuple[Any, ...]]] = {"model_type": ("clip_text_model",)}
+    # Training-time settings, provenance, and what transformers writes into every config.json.
+    HARMLESS: ClassVar[frozenset[str]] = frozenset(
+        "architectures attention_dropout chunk_size_feed_forward dropout dtype gradient_checkpointing id2label "
+        "initializer_factor initializer_range is_decoder is_encoder_decoder label2id output_attentions "
+        "output_hidden_states problem_type return_dict tie_word_embeddings torch_dtype torchscript "
+        "transformers_version use_bfloat16 use_cache".split()
+    )
+
+    vocab_size: int = 49408
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"  # or "gelu"
+    layer_norm_eps: float = 1e-5
+    projection_dim: int | None = None  # width of `text_projection`; None: there is none
+    bos_token_id: int = 49406
+    eos_token_id: int = 49407  # the pooled output is read at the first of these
+    pad_token_id: int = 49407
+    skip: int = -1  # the hidden state that conditions the U-Net: -1 last + final norm; -2 last but one, without (SDXL)
+
+    def __post_init__(self) -> None:
+        what = self.WHAT
+        _positive(self, what, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+        _positive(self, what, "num_attention_heads", "max_position_embeddings", "layer_norm_eps", "projection_dim")
+        _one_of(self, what, "hidden_act", "quick_gelu", "gelu")
+        if self.hidden_size % self.num_attention_heads:
+            raise UserError(
+                f"The text encoder config has hidden_size {self.hidden_size}, which {self.num_attention_heads} heads "
+                f"do not divide."
+            )
+        if self.num_hidden_layers > MAX_LAYERS:
+            raise UserError(f"The text encoder config has {self.num_hidden_layers} layers; at most {MAX_LAYERS} can be.")
+        if not -self.num_hidden_layers <= self.skip <= -1:
+            raise UserError(f"The text encoder config's skip is {self.skip}, but -1 (the last layer) or less is meant.")
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            if not 0 <= getattr(self, name) < self.vocab_size:
+                raise UserError(
+                    f"The text encoder config's {name} is {getattr(self, name)}, outside its vocabulary of "
+                    f"{self.vocab_size}."
+                )
+
+    @classmethod
+    def from_transformers(cls, values: Mapping[str, Any], **changes: Any) -> Self:
+        """From the `config.json` of a CLIPTextModel or CLIPTextModelWithProjection.
+
+        transformers leaves out what has its default, so the defaults here are transformers'. `projection_dim` counts
+        only for a model with projection: every config has it. Token ids are the tokenizer's business (old configs say
+        eos 2, which is not a token of CLIP's at all): pass them in `changes`.
+        """
+        if not isinstance(values, Mapping):
+            raise UserError(f"The text encoder config is {_short(values)}, but an object was expected.")
+        read = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, **values}
+        if values.get("architectures") != ["CLIPTextModelWithProjection"]:
+            read["projection_dim"] = None
+        else:
+            read.setdefault("projection_dim", 512)
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            read.pop(name, None)
+        return cls.from_dict({**read, **changes})
+
+
+DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
+UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
+
+
+@dataclass(frozen=True)
+class UNetConfig(_Strict):
+    """The conditional U-Net (Rombach et al. 2022) with diffusers' UNet2DConditionModel keys.
+
+    Whatever diffusers lets be one value or one per level is a tuple with one per level here, from the first down level
+    to the last. `heads` is the number of attention heads per level: diffusers calls it `attention_head_dim`
+    (huggingface/diffusers issue 2011) unless `num_attention_heads` is given.
+    """
+
+    WHAT: ClassVar[str] = "U-Net"
+    HARMLESS: ClassVar[frozenset[str]] = frozenset(("dropout", "addition_embed_type_num_heads"))
+    FIXED: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "center_input_sample": (False,),
+        "downsample_padding": (1,),
+        "mid_block_scale_factor": (1,),
+        "reverse_transformer_layers_per_block": (None,),
+        "encoder_hid_dim": (None,),
+        "encoder_hid_dim_type": (None,),
+        "dual_cross_attention": (False,),
+        "resnet_skip_time_act": (False,),
+        "resnet_out_scale_factor": (1.0,),
+        "time_embedding_type": ("positional",),
+        "time_embedding_dim": (None,),
+        "time_embedding_act_fn": (None,),
+        "timestep_post_act": (None,),
+        "conv_in_kernel": (3,),
+        "conv_out_kernel": (3,),
+        "attention_type": ("default",),
+        "class_embeddings_concat": (False,),
+        "cross_attention_norm": (None,),
+    }
+
+    in_channels: int = 4
+    out_channels: int = 4
+    sample_size: tuple[int, ...] | None = None  # (height, width) of the latents it was trained on
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    mid_block_type: str | None = "UNetMidBlock2DCrossAttn"
+    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    layers_per_block: tuple[int, ...] = (2, 2, 2, 2)
+    transformer_layers_per_block: tuple[int, ...] = (1, 1, 1, 1)
+    heads: tuple[int, ...] = (8, 8, 8, 8)
+    cross_attention_dim: tuple[int, ...] = (1280, 1280, 1280, 1280)
+    only_cross_attention: tuple[bool, ...] = (False, False, False, False)
+    mid_block_only_cross_attention: bool = False
+    use_linear_projection: bool = False  # where it came from; proj_in and proj_out are [out, in] here in either case
+    upcast_attention: bool = False
+    act_fn: str = "silu"
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+    resnet_time_scale_shift: str = "default"  # or "scale_shift"
+    class_embed_type: str | None = None  # or "timestep", "identity", "projection", "simple_projection"
+    num_class_embeds: int | None = None
+    addition_embed_type: str | None = None  # or "text_time" (SDXL)
+    addition_time_embed_dim: int | None = None
+    projection_class_embeddings_input_dim: int | None = None
+    time_cond_proj_dim: int | None = None  # guidance as an embedding (latent consistency models)
+
+    @property
+    def levels(self) -> int:
+        """How many resolutions the U-Net has."""
+        return len(self.block_out_channels)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """From diffusers' `unet/config.json` or from our own `to_dict()`."""
+        if not isinstance(values, Mapping):
+            raise UserError(f"The U-Net config is {_short(values)}, but an object was expected.")
+        read = dict(values)
+        channels = read.get("block_out_channels", cls.block_out_channels)
+        if not isinstance(channels, list | tuple) or not 1 <= len(channels) <= 16:
+            raise UserError(f"The U-Net config's block_out_channels is {_short(channels)}, but a list was expected.")
+        levels = len(channels)
+        if isinstance(read.get("sample_size"), int):
+            read["sample_size"] = [read["sample_size"]] * 2
+        named, dims = read.pop("num_attention_heads", None), read.pop("attention_head_dim", 8)
+        if "heads" not in read:
+            read["heads"] = named if named is not None else dims
+        defaults = {"layers_per_block": 2, "transformer_layers_per_block": 1, "heads": 8, "cross_attention_dim": 1280}
+        for key, default in {**defaults, "only_cross_attention": False}.items():
+            read[key] = _per_level(read, key, levels, default)
+        if read.get("mid_block_only_cross_attention") is None:
+            # diffusers: unless said otherwise, the middle block does as the (single) only_cross_attention says
+            only = values.get("only_cross_attention", False)
+            read["mid_block_only_cross_attention"] = only if isinstance(only, bool) else False
+        if read.get("act_fn") == "swish":
+            read["act_fn"] = "silu"
+        return super().from_dict(read)
+
+    def __post_init__(self) -> None:
+        what = self.WHAT
+        _positive(self, what, "in_channels", "out_channels", "block_out_channels", "layers_per_block", "heads")
+        _positive(self, what, "transformer_layers_per_block", "cross_attention_dim", "norm_num_groups", "norm_eps")
+        _positive(self, what, "sample_size", "num_class_embeds", "addition_time_embed_dim", "time_cond_proj_dim")
+        _positive(self, what, "projection_class_embeddings_input_dim")
+        _one_of(self, what, "down_block_types", *DOWN_BLOCKS)
+        _one_of(self, what, "up_block_types", *UP_BLOCKS)
+        _one_of(self, what, "mid_block_type", "UNetMidBlock2DCrossAttn", None)
+        _one_of(self, what, "act_fn", "silu")
+        _one_of(self, what, "resnet_time_scale_shift", "default", "scale_shift")
+        _one_of(
+            self, what, "class_embed_type", None, "timestep", "identity", "projection", "simple_projection"
+        )
+        _one_of(self, what, "addition_embed_type", None, "text_time")
+        if self.sample_size is not None and len(self.sample_size) != 2:
+            raise UserError(f"The U-Net config's sample_size is {_short(self.sample_size)}, but (height, width) is meant.")
+        for name in (
+            "down_block_types",
+            "up_block_types",
+            "layers_per_block",
+            "transformer_layers_per_block",
+            "heads",
+            "cross_attention_dim",
+            "only_cross_attention",
+        ):
+            if len(getattr(self, name)) != self.levels:
+                raise UserError(
+                    f"The U-Net config's {name} has {len(getattr(self, name))} entries, but block_out_channels has "
+                    f"{self.levels}."
+                )
+        if max(*self.layers_per_block, *self.transformer_layers_per_block, 0) > MAX_LAYERS:
+            raise UserError(f"The U-Net config stacks more than {MAX_LAYERS} layers in one block, which no model does.")
+        for width, heads in zip(self.block_out_channels, self.heads, strict=True):
+            if width % heads or width % self.norm_num_groups:
+                raise UserError(
+                    f"The U-Net config has a level of width {width}, which {heads} heads or {self.norm_num_groups} "
+                    f"norm groups do not divide."
+                )
+        if self.addition_embed_type == "text_time" and None in (
+            self.addition_time_embed_dim,
+            self.projection_class_embeddings_input_dim,
+        ):
+            raise UserError(
+                "The U-Net config has addition_embed_type 'text_time' but lacks addition_time_embed_dim or "
+                "projection_class_embeddings_input_dim."
+            )
+        if self.class_embed_type is not None and self.class_embed_type.endswith("projection") and (
+            self.projection_class_embeddings_input_dim is None
+        ):
+            raise UserError(
+                f"The U-Net config has class_embed_type '{self.class_embed_type}' but lacks "
+                f"projection_class_embeddings_input_dim."
+            )
+
+    def to_diffusers(self) -> dict[str, Any]:
+        """Keyword arguments for diffusers' `UNet2DConditionModel`."""
+        values = self.to_dict()
+        values["attention_head_dim"] = values.pop("heads")
+        if self.sample_size is not None and self.sample_size[0] == self.sample_size[1]:
+            values["sample_size"] = self.sample_size[0]
+        if len(set(self.cross_attention_dim)) == 1:
+            values["cross_attention_dim"] = self.cross_attention_dim[0]
+        return values
+
+
+@dataclass(frozen=True)
+class VaeConfig(_Strict):
+    """The autoencoder with a KL-regularised latent (Rombach et al. 2022), with diffusers' AutoencoderKL keys."""
+
+    WHAT: ClassVar[str] = "autoencoder"
+    FIXED: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "latents_mean": (None,),
+        "latents_std": (None,),
+    }
+
+    in_channels: int = 3
+    out_channels: int = 3
+    block_out_channels: tuple[int, ...] = (64,)
+    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
+    layers_per_block: int = 1  # of the encoder; the decoder has one more
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    act_fn: str = "silu"
+    sample_size: int | None = 32
+    scaling_factor: float = 0.18215  # latents the U-Net sees = (encoder's - shift_factor) * scaling_factor
+    shift_factor: float | None = None
+    force_upcast: bool = True  # overflows in float16
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+
+    @property
+    def factor(self) -> int:
+        """How many picture pixels one latent pixel stands for, per side."""
+        return 1 << (len(self.block_out_channels) - 1)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """From diffusers' `vae/config.json` or from our own `to_dict()`."""
+        if isinstance(values, Mapping) and values.get("act_fn") == "swish":
+            values = {**values, "act_fn": "silu"}
+        return super().from_dict(values)
+
+    def __post_init__(self) -> None:
+        what = self.WHAT
+        _positive(self, what, "in_channels", "out_channels", "block_out_channels", "layers_per_block")
+        _positive(self, what, "latent_channels", "norm_num_groups", "sample_size", "scaling_factor")
+        _one_of(self, what, "down_block_types", "DownEncoderBlock2D")
+        _one_of(self, what, "up_block_types", "UpDecoderBlock2D")
+        _one_of(self, what, "act_fn", "silu")
+        levels = len(self.block_out_channels)
+        if not 1 <= levels <= 16 or self.layers_per_block > MAX_LAYERS:
+            raise UserError(f"The autoencoder config has {levels} levels of {self.layers_per_block} layers.")
+        for name in ("down_block_types", "up_block_types"):
+            if len(getattr(self, name)) != levels:
+                raise UserError(
+                    f"The autoencoder config's {name} has {len(getattr(self, name))} entries, but block_out_channels "
+                    f"has {levels}."
+                )
+        for width in self.block_out_channels:
+            if width % self.norm_num_groups:
+                raise UserError(
+                    f"The autoencoder config has a level of width {width}, which {self.norm_num_groups} norm groups do "
+                    f"not divide."
+                )
+
+    def to_diffusers(self) -> dict[str, Any]:
+        """Keyword arguments for diffusers' `AutoencoderKL`."""
+        return self.to_dict()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The schedule
+
+# diffusers' scheduler class -> our sampler of the same mathematics
+SCHEDULERS = {
+    "DDIMScheduler": "ddim",
+    "DDPMScheduler": "ddpm",
+    "EulerDiscreteScheduler": "euler",
+    "EulerAncestralDiscreteScheduler": "euler_a",
+    "HeunDiscreteScheduler": "heun",
+    "LMSDiscreteScheduler": "lms",
+    "PNDMScheduler": "pndm",
+    "DPMSolverSinglestepScheduler": "dpmpp_2s",
+    "DPMSolverMultistepScheduler": "dpmpp_2m",
+    "DPMSolverSDEScheduler": "dpmpp_sde",
+    "UniPCMultistepScheduler": "unipc",
+    "DEISMultistepScheduler": "deis",
+    "KDPM2DiscreteScheduler": "dpm2",
+    "KDPM2AncestralDiscreteScheduler": "dpm2_a",
+    "LCMScheduler": "lcm",
+    "TCDScheduler": "tcd",
+}
+
+# What else a scheduler's config may say that changes its steps. Kept as written; the samplers read them.
+OPTIONS = frozenset(
+    "skip_prk_steps final_sigmas_type sigma_min sigma_max interpolation_type timestep_type "
+    "use_karras_sigmas use_exponential_sigmas use_beta_sigmas use_lu_lambdas solver_order solver_type algorithm_type "
+    "lower_order_final euler_at_final predict_x0 lambda_min_clipped variance_type "
+    "noise_sampler_seed original_inference_steps timestep_scaling".split()
+)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig(_Strict):
+    """How noise was added in training, and how the model's own scheduler walks back.
+
+    `spacing` None means: not said, each sampler's own default holds (diffusers' "linspace" for the sigma samplers and
+    "leading" for DDIM, DDPM and PNDM). `options` are further keys of diffusers' scheduler config, as written there.
+    """
+
+    WHAT: ClassVar[str] = "schedule"
+
+    beta_schedule: str = "scaled_linear"  # or "linear", "squaredcos_cap_v2"
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    trained_betas: tuple[float, ...] | None = None
+    num_train_timesteps: int = 1000
+    prediction: str = "epsilon"  # or "v", "sample"
+    spacing: str | None = None  # or "leading", "trailing", "linspace"
+    steps_offset: int = 0
+    set_alpha_to_one: bool | None = None  # None: not said; DDIM's default is True, PNDM's False
+    zero_snr: bool = False
+    sampler: str = "ddim"
+    options: dict[str, Any] = field(default_factory=dict)
+
+    # Limits on predicted latents are for models of pixels; the latent pipelines switch clipping off themselves.
+    HARMLESS: ClassVar[frozenset[str]] = frozenset(
+        "clip_sample clip_sample_range dynamic_thresholding_ratio sample_max_value".split()
+    )
+    # Flow matching is a later matter; these stand in today's config files at the value that means "no".
+    FIXED: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "thresholding": (False,),
+        "use_flow_sigmas": (False, None),
+        "use_dynamic_shifting": (False, None),
+        "flow_shift": (1.0, None),
+        "time_shift_type": ("exponential", None),
+        "shift_terminal": (None,),
+        "solver_p": (None,),
+        "disable_corrector": ([], None),
+        "sigmas": (None,),
+    }
+
+    def __post_init__(self) -> None:
+        what = self.WHAT
+        _one_of(self, what, "beta_schedule", "scaled_linear", "linear", "squaredcos_cap_v2")
+        _one_of(self, what, "prediction", "epsilon", "v", "sample")
+        _one_of(self, what, "spacing", None, "leading", "trailing", "linspace")
+        if not 1 <= self.num_train_timesteps <= 100_000:
+            raise UserError(f"The schedule config has {self.num_train_timesteps} training steps; 1 to 100000 can be.")
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise UserError(
+                f"The schedule config has betas from {self.beta_start} to {self.beta_end}, but they must rise between "
+                f"0 and 1."
+            )
+        if self.trained_betas is not None and (
+            len(self.trained_betas) != self.num_train_timesteps or not all(0 < b <= 1 for b in self.trained_betas)
+        ):
+            raise UserError("The schedule config's trained_betas are not one number between 0 and 1 per training step.")
+        if not 0 <= self.steps_offset < self.num_train_timesteps:
+            raise UserError(f"The schedule config's steps_offset is {self.steps_offset}, outside the training steps.")
+        for key, value in self.options.items():
+            if key not in OPTIONS:
+                raise UserError(f"The schedule config's options have the unknown key '{key[:80]}'.")
+            if not isinstance(value, str | int | float | bool | None):
+                raise UserError(f"The schedule config's option {key} is {_short(value)}, but one value was expected.")
+        if self.options.get("variance_type") in ("learned", "learned_range"):
+            raise UserError("The model predicts its own variance, which this version does not support.")
+
+    @classmethod
+    def from_diffusers(cls, values: Mapping[str, Any]) -> Self:
+        """From diffusers' `scheduler_config.json`.
+
+        Raises UserError for a scheduler class that is not a diffusion in the variance-preserving sense (flow matching,
+        EDM), because its numbers would mean something else.
+        """
+        if not isinstance(values, Mapping):
+            raise UserError(f"The scheduler config is {_short(values)}, but an object was expected.")
+        name = values.get("_class_name")
+        if name not in SCHEDULERS:
+            raise UserError(
+                f"The model's scheduler is {_short(name)}, which this version does not know."
+                f"{nearest(str(name), SCHEDULERS)}"
+            )
+        # What a config file leaves out is the scheduler class's own default.
+        late = name in ("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")
+        late = late or name in ("DPMSolverSDEScheduler", "LCMScheduler", "TCDScheduler")
+        read: dict[str, Any] = {
+            "beta_schedule": "scaled_linear" if name in ("LCMScheduler", "TCDScheduler") else "linear",
+            "beta_start": 0.00085 if late else 0.0001,
+            "beta_end": 0.012 if late else 0.02,
+            "sampler": SCHEDULERS[name],
+        }
+        options: dict[str, Any] = {}
+        for key, value in values.items():
+            if key == "prediction_type":
+                read["prediction"] = "v" if value == "v_prediction" else value
+            elif key == "timestep_spacing":
+                read["spacing"] = value
+            elif key == "rescale_betas_zero_snr":
+                read["zero_snr"] = value
+            elif key in cls.FIXED or key == "set_alpha_to_one":
+                read[key] = value
+            elif key in OPTIONS:
+                if value is not None and value != -math.inf:  # both say "no limit" (lambda_min_clipped) or "not given"
+                    options[key] = value
+            elif key in ("sampler", "spacing", "prediction", "zero_snr", "options"):
+                raise UserError(f"The scheduler config has the key '{key}', which is not diffusers'.")
+            else:
+                read[key] = value
+        if values.get("algorithm_type") == "sde-dpmsolver++" and name == "DPMSolverMultistepScheduler":
+            read["sampler"] = "dpmpp_2m_sde"
+        return cls.from_dict({**read, "options": options})
+
+
+@dataclass(frozen=True)
+class Defaults(_Strict):
+    """What a job that does not say gets: the model's own size, steps, guidance, sampler and spacing."""
+
+    WHAT: ClassVar[str] = "defaults"
+
+    width: int = 512
+    height: int = 512
+    steps: int = 25
+    guidance: float = 7.5
+    sampler: str = "ddim"
+    spacing: str = "model"
+
+    def __post_init__(self) -> None:
+        _positive(self, self.WHAT, "width", "height", "steps")
+        if self.guidance < 0:
+            raise UserError(f"The model's default guidance is {self.guidance}, but it cannot be below 0.")

@@ -3,8 +3,8 @@
 Every config reads its own `to_dict()` back (`from_dict`), and reads the `config.json` that diffusers or transformers
 wrote (`from_dict` for the U-Net and the autoencoder, whose keys are diffusers' own; `from_transformers` for CLIP;
 `from_diffusers` for the schedule). A key that is not known is an error, because a forgotten key means a wrong picture
-without a message. Two written lists are the exceptions: keys that never change a picture (`HARMLESS`), and keys that are
-understood only at one value (`FIXED`).
+without a message. Two written lists are the exceptions: keys that never change a picture (`HARMLESS`), and keys that
+are understood only at one value (`FIXED`).
 """
 
 from __future__ import annotations
@@ -67,6 +67,10 @@ def _check(value: Any, kind: Any, where: str) -> Any:
             return value
         raise UserError(f"{where} is {_short(value)}, but a text was expected.")
     raise AssertionError(f"{where}: no reader for {kind}")
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
 
 
 def _short(value: Any) -> str:
@@ -157,11 +161,11 @@ class ClipTextConfig(_Strict):
     WHAT: ClassVar[str] = "text encoder"
     FIXED: ClassVar[dict[str, tuple[Any, ...]]] = {"model_type": ("clip_text_model",)}
     # Training-time settings, provenance, and what transformers writes into every config.json.
-    HARMLESS: ClassVar[frozenset[str]] = frozenset(
+    HARMLESS: ClassVar[frozenset[str]] = _words(
         "architectures attention_dropout chunk_size_feed_forward dropout dtype gradient_checkpointing id2label "
         "initializer_factor initializer_range is_decoder is_encoder_decoder label2id output_attentions "
         "output_hidden_states problem_type return_dict tie_word_embeddings torch_dtype torchscript "
-        "transformers_version use_bfloat16 use_cache".split()
+        "transformers_version use_bfloat16 use_cache"
     )
 
     vocab_size: int = 49408
@@ -189,7 +193,7 @@ class ClipTextConfig(_Strict):
                 f"do not divide."
             )
         if self.num_hidden_layers > MAX_LAYERS:
-            raise UserError(f"The text encoder config has {self.num_hidden_layers} layers; at most {MAX_LAYERS} can be.")
+            raise UserError(f"The text encoder config has {self.num_hidden_layers} layers; {MAX_LAYERS} are the most.")
         if not -self.num_hidden_layers <= self.skip <= -1:
             raise UserError(f"The text encoder config's skip is {self.skip}, but -1 (the last layer) or less is meant.")
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -330,7 +334,7 @@ class UNetConfig(_Strict):
         )
         _one_of(self, what, "addition_embed_type", None, "text_time")
         if self.sample_size is not None and len(self.sample_size) != 2:
-            raise UserError(f"The U-Net config's sample_size is {_short(self.sample_size)}, but (height, width) is meant.")
+            raise UserError(f"The U-Net config's sample_size is {_short(self.sample_size)}; (height, width) is meant.")
         for name in (
             "down_block_types",
             "up_block_types",
@@ -471,11 +475,11 @@ SCHEDULERS = {
 }
 
 # What else a scheduler's config may say that changes its steps. Kept as written; the samplers read them.
-OPTIONS = frozenset(
+OPTIONS = _words(
     "skip_prk_steps final_sigmas_type sigma_min sigma_max interpolation_type timestep_type "
     "use_karras_sigmas use_exponential_sigmas use_beta_sigmas use_lu_lambdas solver_order solver_type algorithm_type "
     "lower_order_final euler_at_final predict_x0 lambda_min_clipped variance_type "
-    "noise_sampler_seed original_inference_steps timestep_scaling".split()
+    "noise_sampler_seed original_inference_steps timestep_scaling"
 )
 
 
@@ -503,8 +507,8 @@ class ScheduleConfig(_Strict):
     options: dict[str, Any] = field(default_factory=dict)
 
     # Limits on predicted latents are for models of pixels; the latent pipelines switch clipping off themselves.
-    HARMLESS: ClassVar[frozenset[str]] = frozenset(
-        "clip_sample clip_sample_range dynamic_thresholding_ratio sample_max_value".split()
+    HARMLESS: ClassVar[frozenset[str]] = _words(
+        "clip_sample clip_sample_range dynamic_thresholding_ratio sample_max_value"
     )
     # Flow matching is a later matter; these stand in today's config files at the value that means "no".
     FIXED: ClassVar[dict[str, tuple[Any, ...]]] = {

@@ -5,11 +5,11 @@
     tokenizer/  [tokenizer_2/]
 
 Tensors have diffusers' parameter names (CLIP with the `text_model.` prefix), convolutions are channel-last (OHWI), 1x1
-convolutions are plain matrices [out, in]. The layout is declared, in `model.json` and in each file's metadata, because it
-cannot be seen from shapes: `encoder.conv_in` of an autoencoder is (128, 3, 3, 3) in either order.
+convolutions are plain matrices [out, in]. The layout is declared, in `model.json` and in each file's metadata, because
+it cannot be seen from shapes: `encoder.conv_in` of an autoencoder is (128, 3, 3, 3) in either order.
 
-Whoever presents a model (a folder written by us, or another program's checkpoint seen through the converter) does it as a
-`Folder`: the manifest, and tensors read one by one when asked for.
+Whoever presents a model (a folder written by us, or another program's checkpoint seen through the converter) does it as
+a `Folder`: the manifest, and tensors read one by one when asked for.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class Manifest:
                 raise UserError(f"{where} lacks a usable '{key}': the model folder is damaged, convert it again.")
         for key, choices in (("family", FAMILIES), ("task", TASKS)):
             if values[key] not in choices:
-                raise UserError(f"{where} says {key} '{values[key][:80]}', but this version knows {', '.join(choices)}.")
+                raise UserError(f"{where} says {key} '{values[key][:80]}'; this version knows {', '.join(choices)}.")
         parts = values["parts"]
         for part in parts:
             if part not in PARTS:

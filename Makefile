@@ -33,7 +33,7 @@ $(BIN)/python:
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	@echo "Installing mlxldm into $(VENV), once ..."
 	@$(PIP) --editable .
-	@if [ "`uname -sm`" = "Linux x86_64" ] && ! $(BIN)/python -m mlxldm.on_mlx.blas; then \
+	@if [ "`uname -sm`" = "Linux x86_64" ] && ! $(BIN)/python -c 'import sys; from mlxldm.on_mlx import BLAS; sys.exit(bool(BLAS.advice))'; then \
 	  echo "No OpenBLAS on this system, and MLX alone is slow on a CPU: installing Intel's MKL into $(VENV) too ..."; \
 	  $(PIP) --editable '.[fastcpu]' || echo "That failed; everything works without it, only slower."; \
 	fi

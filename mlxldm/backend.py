@@ -127,17 +127,19 @@ def _auto(device: str | None) -> Choice:
     if mlx and on_apple_silicon():
         return Choice("mlx", device, "Apple silicon")
     if torch and device is None and nvidia_driver():
-        facts = _module("torch").probe()
-        if facts and str(facts.get("device", "")).startswith("cuda"):
-            return Choice("torch", facts["device"], "an NVIDIA GPU")
+        first = str(_module("torch").probe()["device"])
+        if first.startswith("cuda"):
+            return Choice("torch", first, "an NVIDIA GPU")
     if mlx:
-        facts = _module("mlx").probe() or {}
-        if device is None and facts.get("device") == "gpu":
-            return Choice("mlx", "gpu", "MLX has a GPU")
-        if facts.get("fast", True) or not torch:
-            why = "the CPU" if device else "no GPU here"
-            return Choice("mlx", "cpu", why if facts.get("fast", True) else f"{why}, and torch is not installed")
-        return Choice("torch", "cpu", "no GPU here, and no fast BLAS library for MLX")
+        facts = _module("mlx").probe()
+        if device is None and facts["device"] == "gpu":
+            return Choice("mlx", "gpu", "MLX has a GPU here")
+        why = "the CPU was asked for" if device else "no GPU that it can use"
+        if not facts["slow"]:
+            return Choice("mlx", "cpu", why)
+        if torch:
+            return Choice("torch", "cpu", f"{why}, and MLX has no fast BLAS library")
+        return Choice("mlx", "cpu", f"{why}; slow, {facts['advice']}")
     if torch:
         return Choice("torch", device, "MLX is not installed")
     raise UserError(f"Neither MLX nor torch is installed here; {INSTALL_TORCH} brings the second.")
@@ -157,26 +159,36 @@ def _checked_device(backend: str, device: str | None) -> str | None:
         raise UserError(f"{backend} has no device {device!r}.{nearest(device, own)} It knows {', '.join(own)}.")
     if kind == "cpu":
         return device
-    here = list((_module(backend).probe() or {}).get("devices", ()))
-    if device not in here and f"{device}:0" not in here:
-        raise UserError(f"{backend} has no {device} on this machine; it has {' and '.join(here) or 'none at all'}.")
+    here = devices(_module(backend).probe())
+    if device not in here:
+        raise UserError(f"{backend} has no {device} on this machine; it has {' and '.join(here)}.")
     return device
 
 
-def available() -> list[dict[str, Any]]:
-    """One dict a backend for `mlxldm backends`: name, ready, and either its probe's facts or how to install it.
+def devices(facts: dict[str, Any]) -> list[str]:
+    """The devices a backend has here, by what its probe said; the first is the one it takes by itself."""
+    return list(dict.fromkeys([facts["device"], *facts.get("devices", ()), "cpu"]))
 
-    Facts are what `on_mlx.probe` and `on_torch.probe` say: version, device (its first choice), devices, memory (bytes
-    or None), fast (False where its CPU matrix products are slow here), note (one sentence, or empty).
+
+def available() -> list[dict[str, Any]]:
+    """One dict a backend for `mlxldm backends`: name, ready, and its probe's facts or, not ready, a note what to do.
+
+    A probe (`on_mlx.probe`, `on_torch.probe`) says: name, version, device (its own first choice), device_name, memory
+    (bytes, or None where unknown), slow (whether this CPU is used badly), advice (a sentence, or None); a backend with
+    more than one GPU adds devices.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in BACKENDS:
         missing = _missing(name)
         if missing:
             rows.append({"name": name, "ready": False, "note": missing})
             continue
-        facts = _module(name).probe()
-        rows.append({"name": name, "ready": facts is not None, **(facts or {"note": "It is installed but fails here."})})
+        try:
+            facts = _module(name).probe()
+        except ImportError as error:
+            rows.append({"name": name, "ready": False, "note": f"It is installed, but importing it fails: {error}."})
+        else:
+            rows.append({**facts, "name": name, "ready": True, "devices": devices(facts)})
     return rows
 
 
@@ -188,7 +200,7 @@ def on_apple_silicon() -> bool:
 def nvidia_driver() -> bool:
     """Whether an NVIDIA driver is here: a look at the file system, because asking torch costs seconds."""
     if sys.platform == "win32":
-        return (Path(os.environ.get("SystemRoot", r"C:\Windows")) / "System32" / "nvcuda.dll").exists()
+        return (Path(os.environ.get("SYSTEMROOT", r"C:\Windows")) / "System32" / "nvcuda.dll").exists()
     return Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()  # dxg: Windows' Linux
 
 

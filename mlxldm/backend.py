@@ -43,6 +43,9 @@ class Model(Protocol):
         text alone (keys and values of the cross attention) is computed once here or on first use, not every step.
         """
 
+    def text_states(self, prompt: str) -> Array:
+        """What the cross attention is given for `prompt` (1, positions, width): how `doctor` sees the text encoder."""
+
     def predict(self, x: Array, timestep: float, cond: Any) -> tuple[Array, Array | None]:
         """The network's raw output (the noise, or v) with the prompt, and with the negative prompt or None.
 

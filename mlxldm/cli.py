@@ -1,0 +1,550 @@
+"""The command line: generate, pull, models, show, backends, doctor.
+
+Results go to stdout, everything else to stderr. Exit code 0: done; 2: the person can fix it, one sentence says how;
+1: our fault, with a traceback; 130: interrupted. Nothing heavy is imported before the arguments are read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from .errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from .folder import Folder
+    from .job import Job
+
+# Spelled out so that `--help` imports no numerics; a test holds them equal to SAMPLERS and SPACINGS.
+SAMPLERS = (
+    "ddim ddpm euler euler_a heun lms pndm dpmpp_2s dpmpp_2m dpmpp_2m_sde dpmpp_sde unipc lcm"
+).split()  # fmt: skip
+SPACINGS = "model leading trailing linspace karras exponential sgm_uniform".split()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    try:
+        args = _parsed(list(sys.argv[1:] if argv is None else argv))
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        say(" ".join(str(error).split()))
+        return 2
+    except KeyboardInterrupt:
+        say("interrupted; finished pictures are kept, nothing is half-written.")
+        return 130
+    except BrokenPipeError:  # `mlxldm models | head -1`: nobody reads any more, which is no fault
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        say("this is a fault of mlxldm, not yours; please report it in the project's issues, with the lines above.")
+        return 1
+
+
+def say(message: str) -> None:
+    """One line for the person, on stderr."""
+    print(f"mlxldm: {message}", file=sys.stderr, flush=True)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
+
+
+# The arguments.
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, with the nearest names, instead of printing the usage."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[:1].upper()}{message[1:]}; see {self.prog} --help.")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            what = action.option_strings[0] if action.option_strings else action.metavar or action.dest
+            names = [str(choice) for choice in action.choices]
+            raise UserError(f"There is no {what} {value!r}.{nearest(str(value), names)} There are {', '.join(names)}.")
+
+    def options(self) -> list[str]:
+        return [option for option in self._option_string_actions if option.startswith("--")]
+
+
+def _number(kind: type, name: str) -> Any:
+    def read(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {name}") from None
+
+    return read
+
+
+_whole = _number(int, "a whole number")
+_real = _number(float, "a number")
+
+
+def _parsed(argv: list[str]) -> argparse.Namespace:
+    parser, commands = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if getattr(args, "version", False):
+        args.run = _version
+    elif args.command is None:
+        args.run = lambda _: parser.print_help() or 0
+    elif rest:
+        command = commands[args.command]
+        known = command.options()
+        word = rest[0]
+        if word.startswith("-"):
+            near = nearest(word.partition("=")[0], known)
+            raise UserError(f"mlxldm {args.command} has no option {word}.{near} See mlxldm {args.command} --help.")
+        quotes = " Put the prompt in quotes." if args.command == "generate" else ""
+        raise UserError(f"mlxldm {args.command} does not know what to do with {word!r}.{quotes}")
+    return args
+
+
+def _parser() -> tuple[_Parser, dict[str, _Parser]]:
+    parser = _Parser(
+        prog="mlxldm",
+        description="Latent diffusion on your own computer: MLX on Apple silicon and CPUs, PyTorch on NVIDIA.",
+        epilog='Begin with:  mlxldm generate "a red house by the lake at dusk"',
+    )
+    parser.add_argument("--version", action="store_true", help="print the version")
+    subs = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    commands: dict[str, _Parser] = {}
+
+    def command(name: str, run: Any, summary: str, **more: Any) -> _Parser:
+        commands[name] = subs.add_parser(name, help=summary, description=f"{summary[:1].upper()}{summary[1:]}.", **more)
+        commands[name].set_defaults(run=run)
+        return commands[name]
+
+    _generate_arguments(
+        command(
+            "generate",
+            _generate,
+            "draw pictures from words",
+            epilog="What is not given is the model's own default. With --job, what is given here wins over the file.",
+        )
+    )
+    pull = command("pull", _pull, "download a model from the Hugging Face hub and remember it")
+    pull.add_argument("id", metavar="HUB-ID", help="owner/name, as the hub has it")
+    models = command("models", _models, "list the models this machine has")
+    show = command("show", _show, "say what is in a model, or which job made a picture")
+    show.add_argument("what", metavar="MODEL|PNG|JSON", nargs="?", help="default: the embedded model")
+    backends = command("backends", _backends, "list the backends and devices, and which one would be used")
+    doctor = command("doctor", _doctor, "check with the embedded model that this machine computes right, and how fast")
+    _where(doctor)
+    for sub in (pull, models, show, backends, doctor):
+        _json_flag(sub)
+    return parser, commands
+
+
+def _json_flag(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+
+
+def _where(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--backend", default="auto", metavar="NAME", help="auto (the default), mlx or torch")
+    parser.add_argument("--device", metavar="NAME", help="mlx: cpu, gpu; torch: cpu, cuda, cuda:1, mps")
+    parser.add_argument("--precision", default="auto", metavar="NAME", help="auto, float32, float16 or bfloat16")
+
+
+def _generate_arguments(parser: _Parser) -> None:
+    parser.add_argument("prompt", nargs="?", help="what to draw, in quotes")
+    out = parser.add_argument_group("output")
+    out.add_argument(
+        "-o",
+        "--output",
+        metavar="PNG",
+        help="file to write (an existing one is replaced; a count adds -1, -2 ...), or a folder; "
+        "default: a new file here, named after the prompt and the seed",
+    )
+    _json_flag(out)
+    model = parser.add_argument_group("model and machine")
+    model.add_argument("--model", metavar="MODEL", help="name, folder or hub id; default: the embedded model, scenes")
+    _where(model)
+    wish = parser.add_argument_group("picture")
+    wish.add_argument("--negative", metavar="TEXT", help="what should not be there")
+    wish.add_argument("--seed", type=_whole, metavar="N", help="same seed, same picture; default: a new one")
+    wish.add_argument("--steps", type=_whole, metavar="N")
+    wish.add_argument("--guidance", type=_real, metavar="F", help="how closely to follow the prompt; 1: no guidance")
+    wish.add_argument("--sampler", metavar="NAME", help=" ".join(SAMPLERS))
+    wish.add_argument("--spacing", metavar="NAME", help="where the steps lie: " + " ".join(SPACINGS))
+    wish.add_argument("--width", type=_whole, metavar="N", help="pixels, a multiple of 8")
+    wish.add_argument("--height", type=_whole, metavar="N", help="pixels, a multiple of 8")
+    wish.add_argument("--count", type=_whole, metavar="N", help="pictures, with the seeds N, N+1, ...")
+    wish.add_argument("--noise", metavar="NAME", help="torch-cpu (the default) or nvidia: whose random numbers")
+    start = parser.add_argument_group("starting from a picture")
+    start.add_argument("--image", metavar="FILE", help="picture to start from")
+    start.add_argument("--strength", type=_real, metavar="F", help="how much of it to change, 0 to 1")
+    start.add_argument("--mask", metavar="FILE", help="white is painted anew, black stays")
+    start.add_argument("--job", metavar="JSON|PNG", help="a job in JSON, or a picture made by mlxldm to make again")
+
+
+_WISHES = (
+    "prompt", "negative", "model", "seed", "steps", "guidance", "sampler", "spacing", "width", "height", "count",
+    "image", "strength", "mask", "noise",
+)  # fmt: skip
+
+
+# generate
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from . import backend
+
+    wish = _wish(args)
+    backend.check_precision(args.precision)
+    choice = backend.choose(args.backend, args.device)
+    folder = find(wish.model)
+
+    from .generate import Step, generate, resolve
+    from .picture import check_writable, save_png
+
+    job = resolve(wish, folder.manifest)
+    check_prompts(folder, job)
+    outputs = _outputs(args.output, job)
+    for path in outputs:
+        check_writable(path)
+
+    bar = Bar()
+    done = []
+    try:
+        bar.show("loading the model")
+        model = backend.load(folder, choice.backend, choice.device, args.precision)
+        bar.clear()
+        say(f"{model.description}: {choice.why}.")
+        started = time.perf_counter()
+        bar.show("reading the prompt")
+        for event in generate(model, job):
+            if isinstance(event, Step):
+                several = f"picture {event.index + 1}/{job.count}, " if job.count > 1 else ""
+                bar.move((event.index + event.step / event.of) / job.count, f"{several}step {event.step}/{event.of}")
+                continue
+            path = outputs[event.index]
+            made_by = _made_by(model.description, event.seconds)
+            save_png(path, event.pixels, event.job, made_by)
+            bar.clear()
+            done.append({"path": str(path), "seed": event.job.seed, "seconds": round(event.seconds, 3)})
+            if not args.json:
+                print(path, flush=True)
+        seconds = time.perf_counter() - started
+    finally:
+        bar.clear()
+    if args.json:
+        _print_json(
+            {
+                "pictures": done,
+                "job": job.to_json(),
+                "backend": {"name": choice.backend, "device": choice.device, "why": choice.why},
+                "made_by": _made_by(model.description, seconds),
+                "memory": model.memory(),
+            }
+        )
+    return 0
+
+
+def _wish(args: argparse.Namespace) -> Job:
+    """The job of --job, if any, with what the flags say on top."""
+    from .job import Job
+
+    given = {name: getattr(args, name) for name in _WISHES if getattr(args, name) is not None}
+    if args.job is not None:
+        from .picture import read_job
+
+        return read_job(args.job).replace(**given)
+    if "prompt" not in given:
+        raise UserError('What should be drawn? Give a prompt: mlxldm generate "a lighthouse at dusk".')
+    return Job(**given)
+
+
+def _made_by(description: str, seconds: float) -> dict[str, Any]:
+    from . import __version__
+
+    return {"mlxldm": __version__, "backend": description, "seconds": round(seconds, 3)}
+
+
+def check_prompts(folder: Folder, job: Job) -> None:
+    """`UserError` naming what does not fit, if a prompt is longer than the model can read."""
+    from .tokenizer import ClipTokenizer
+
+    config = folder.manifest.text
+    if config is None:
+        return
+    tokenizer = ClipTokenizer.from_files(folder.tokenizer_files(1))
+    length = config.max_position_embeddings
+    for name, text in (("prompt", job.prompt), ("negative prompt", job.negative)):
+        rest = tokenizer.left_out(text, length)
+        if rest:
+            raise UserError(
+                f"The {name} is too long for this model, which reads {length - 2} tokens: {rest!r} would be left out; "
+                "shorten it."
+            )
+
+
+def _outputs(output: str | None, job: Job) -> list[Path]:
+    """Where the pictures go. Only a file that was named by -o is ever replaced."""
+    if output is None or output.endswith(("/", os.sep)) or os.path.isdir(output):
+        folder, seed = Path(output or ""), job.seed or 0
+        return [_free(folder / f"{_slug(job.prompt)}-{seed + i}.png") for i in range(job.count)]
+    path = Path(output)
+    if path.suffix.lower() != ".png" and (path.is_file() or not path.exists()):
+        raise UserError(f"Pictures are written as PNG, but {output!r} does not end in .png.")
+    if job.count == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}-{i + 1}{path.suffix}") for i in range(job.count)]
+
+
+def _slug(prompt: str, longest: int = 48) -> str:
+    """A file name's worth of the prompt: its letters and digits, whole words, hyphens between."""
+    words = "".join(letter if letter.isalnum() else " " for letter in prompt.lower()).split()
+    name = words[0][:longest] if words else "picture"
+    for word in words[1:]:
+        if len(name) + 1 + len(word) > longest:
+            break
+        name += "-" + word
+    while len(name.encode("utf-8", "replace")) > 200:  # file systems count bytes, up to 255
+        name = name[:-1]
+    return name
+
+
+def _free(path: Path) -> Path:
+    """`path`, or the first of path-2, path-3 ... that nothing has."""
+    number, found = 2, path
+    while found.exists():
+        found = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        number += 1
+    return found
+
+
+def find(name: str | None) -> Folder:
+    """The model of that name, folder or hub id; other programs' folders are seen through the converter."""
+    from mlxldm_convert import view
+
+    from . import store
+
+    return store.find(name, view)
+
+
+class Bar:
+    """A progress line with the time left, on stderr, there only while it is looked at: a terminal, over a second."""
+
+    WIDTH = 24
+
+    def __init__(self) -> None:
+        self.on = sys.stderr.isatty()
+        self.started = 0.0
+        self.shown = 0
+
+    def show(self, text: str) -> None:
+        """Say what begins now; the next line replaces it, and the time left is counted from here."""
+        self.started = time.perf_counter()
+        self._write(f"{text} ...")
+
+    def move(self, fraction: float, text: str) -> None:
+        """This part of what `show` began is done, 0 to 1."""
+        spent = time.perf_counter() - self.started
+        left = spent * (1 - fraction) / fraction if fraction else 0.0
+        if spent + left >= 1:
+            full = int(self.WIDTH * fraction)
+            self._write(f"{text}  [{'#' * full}{'.' * (self.WIDTH - full)}]  {duration(left)} left")
+
+    def _write(self, line: str) -> None:
+        if self.on:
+            sys.stderr.write("\r" + line.ljust(self.shown))
+            sys.stderr.flush()
+            self.shown = len(line)
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self.shown:
+            sys.stderr.write("\r" + " " * self.shown + "\r")
+            sys.stderr.flush()
+            self.shown = 0
+
+
+def duration(seconds: float) -> str:
+    """`8 s`, `2 min 5 s`, `1 h 4 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def size(count: float) -> str:
+    """Bytes for people: `24.6 MB`, `3.4 GB`."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+# pull, models, show, backends, doctor
+
+
+def _pull(args: argparse.Namespace) -> int:
+    from . import hub
+
+    bar = Bar()
+    try:
+        path = hub.pull(args.id, bar.move)
+    finally:
+        bar.clear()
+    if args.json:
+        _print_json({"id": args.id, "path": str(path)})
+    else:
+        print(path)
+    return 0
+
+
+def _models(args: argparse.Namespace) -> int:
+    from . import store
+
+    rows = store.models()
+    if args.json:
+        _print_json({"models": rows})
+        return 0
+    _table([[str(row.get(key) or "") for key in ("name", "family", "state", "path")] for row in rows])
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    what = args.what
+    if what is not None and os.path.isfile(what) and Path(what).suffix.lower() in (".png", ".json"):
+        return _show_job(args)
+    folder = find(what)
+    about = describe(folder)
+    if args.json:
+        _print_json(about)
+        return 0
+    parts = about.pop("parts")
+    source = about.pop("source")
+    rows = [[name, _plain(value)] for name, value in about.items() if value not in (None, {}, "")]
+    if source.get("name"):
+        rows.append(["source", str(source["name"])])
+    _table(rows)
+    print()
+    _table([["part", "parameters", "stored as", "size"]] + [
+        [name, f"{part['parameters'] / 1e6:.2f} M", " ".join(part["dtypes"]), size(part["bytes"])]
+        for name, part in parts.items()
+    ])  # fmt: skip
+    return 0
+
+
+def _show_job(args: argparse.Namespace) -> int:
+    from .picture import read_record
+
+    job, made_by = read_record(args.what)
+    if args.json:
+        _print_json({"job": job.to_json(), "made_by": made_by})
+        return 0
+    _table([[name, str(value)] for name, value in {**job.to_json(), **made_by}.items() if value != ""])
+    return 0
+
+
+def describe(folder: Folder) -> dict[str, Any]:
+    """What `mlxldm show` says about a model, ready for JSON."""
+    import math
+
+    manifest = folder.manifest
+    parts = {}
+    for part in manifest.parts:
+        tensors = folder.names(part).values()
+        parts[part] = {
+            "parameters": sum(math.prod(tensor.shape) for tensor in tensors),
+            "dtypes": sorted({tensor.dtype for tensor in tensors}),
+            "bytes": folder.nbytes(part),
+        }
+    return {
+        "name": manifest.name,
+        "family": manifest.family,
+        "task": manifest.task,
+        "parameters": sum(part["parameters"] for part in parts.values()),
+        "bytes": sum(part["bytes"] for part in parts.values()),
+        "parts": parts,
+        "defaults": manifest.defaults.to_dict(),
+        "schedule": {key: value for key, value in manifest.schedule.to_dict().items() if value is not None},
+        "source": manifest.source,
+        "license": manifest.license,
+    }
+
+
+def _backends(args: argparse.Namespace) -> int:
+    from . import backend
+
+    rows = backend.available()
+    try:
+        choice, why = backend.choose(), ""
+    except UserError as error:
+        choice, why = None, str(error)
+    if args.json:
+        taken = {"backend": choice.backend, "device": choice.device, "why": choice.why} if choice else None
+        _print_json({"backends": rows, "auto": taken})
+        return 0
+    for row in rows:
+        if not row["ready"]:
+            print(f"{row['name']}: not here. {row['note']}")
+            continue
+        memory = f", {size(row['memory'])}" if row.get("memory") else ""
+        blas = f", {row['blas']}" if row.get("blas") else ""
+        print(f"{row['name']} {row['version']}: {' '.join(row['devices'])} ({row['device_name']}{memory}{blas})")
+        if row.get("advice"):
+            print(f"  {row['advice']}")
+    print(f"auto takes {choice.backend}, {choice.device or 'its own choice'}: {choice.why}." if choice else why)
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from . import doctor
+
+    bar = Bar()
+    try:
+        bar.show("checking")
+        report = doctor.examine(args.backend, args.device, args.precision)
+    finally:
+        bar.clear()
+    if args.json:
+        _print_json(report.to_json())
+    else:
+        print(report)
+    return 0 if report.right else 1
+
+
+def _version(args: argparse.Namespace) -> int:
+    from . import __version__
+
+    print(f"mlxldm {__version__}")
+    return 0
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items() if inner not in (None, {}))
+    return f"{value / 1e6:.2f} M" if isinstance(value, int) and value > 100_000 else str(value)
+
+
+def _table(rows: Iterable[Sequence[str]]) -> None:
+    rows = list(rows)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -154,9 +154,9 @@ SKIES: dict[str, tuple[tuple[Color, ...], ...]] = {
     ),
 }
 TINT: dict[str, Color] = {"dawn": (1.0, 0.91, 0.91), "day": (1, 1, 1), "dusk": (0.86, 0.68, 0.62),
-                          "night": (0.30, 0.35, 0.56)}
+                          "night": (0.37, 0.43, 0.64)}
 LAMP: dict[str, Color] = {"dawn": (1.0, 0.97, 0.97), "day": (1, 1, 1), "dusk": (0.94, 0.87, 0.86),
-                          "night": (0.76, 0.76, 0.84)}
+                          "night": (0.88, 0.87, 0.92)}
 SHINE: dict[str, Color] = {"dawn": _rgb("fff3c8"), "day": _rgb("fff6cc"), "dusk": _rgb("ffe39a"),
                            "night": _rgb("f6f1d8")}
 CLOUD: dict[str, tuple[Color, Color]] = {
@@ -702,8 +702,7 @@ def render(factors: Factors, rng: np.random.Generator, size: int = 256) -> tuple
     lx = float(columns[int(rng.integers(len(columns)))] + rng.uniform(-0.04, 0.04))
     if time in ("dawn", "dusk"):
         ly, radius_l = horizon - float(rng.uniform(0.12, 0.20)), 0.074
-        if terrain == "mountains":
-            ly -= 0.16
+        ly -= {"mountains": 0.16, "hills": 0.10, "lake": 0.05, "desert": 0.04}.get(terrain, 0.0)
     else:
         ly, radius_l = float(rng.uniform(0.11, 0.19)), 0.062
     if light == "none":
@@ -739,7 +738,7 @@ def render(factors: Factors, rng: np.random.Generator, size: int = 256) -> tuple
     side = 1 if lx < 0.5 else -1
     ground = DESERT[season] if terrain == "desert" else GROUND[season]
     # snow under coloured light would be orange or blue: keep it paler than the rest
-    soil = _mix(_mul(ground, tint), _mul(ground, lamp), 0.18 if winter else 0.06)
+    soil = _mix(_mul(ground, tint), _mul(ground, lamp), 0.50 if winter and not night else 0.14)
 
     def far(color: Color, t: float) -> Color:
         return _mix(_mul(color, tint), haze, t)
@@ -767,8 +766,8 @@ def render(factors: Factors, rng: np.random.Generator, size: int = 256) -> tuple
             edge = horizon - 0.04 + 0.075 * i + 0.045 * _curve(rng, xs, 1.7 + 0.4 * i, 2)
             _ridge(img, edge, far(dune, t), far(_dim(dune, 0.74), t * 0.8), 0.17)
             # a dune's dark side: the same ridge again, cut by a slanting edge
-            x = rng.uniform(0.15, 0.85)
-            cut = edge + np.maximum((xs - x) * side, 0) * 0.55 + np.maximum((x - xs) * side, 0) * 3.0
+            x = rng.uniform(0.35, 0.65) - 0.15 * side
+            cut = edge + np.maximum((x - xs) * side, 0) * 0.9 + np.maximum((xs - x) * side - 0.25, 0) * 0.25
             _ridge(img, cut.astype(np.float32), far(_dim(dune, 0.80), t), far(_dim(dune, 0.66), t * 0.8), 0.2)
     elif terrain == "lake":
         n = 4
@@ -830,7 +829,7 @@ def render(factors: Factors, rng: np.random.Generator, size: int = 256) -> tuple
     _ridge(img, edge, _mix(soil, haze, 0.06), _dim(soil, 0.93 if winter else 0.80), 1.0 - front)
 
     # what grows and lies there; nothing in the object's column
-    lit_tint = _mix(tint, lamp, 0.20 if winter else 0.12)
+    lit_tint = _mix(tint, lamp, 0.50 if winter and not night else 0.20)
     stands = what not in ("none", "balloon", "boat")
     width0 = OBJECTS[what][0] if what != "none" else 0.0
 

@@ -1,0 +1,236 @@
+"""diffusers' blocks with the same parameters and the same results, computed with less traffic.
+
+diffusers' modules are written for every model there is; on a GPU they spend half their time copying between layouts and
+starting small kernels. What is done here is exact up to rounding:
+
+- GroupNorm and SiLU are one operation (`NormAct`);
+- the projections of the time embedding of all residual blocks are one matrix product a step (`TimeProjections`), with
+  the bias of the convolution they are added to;
+- queries, keys and values of the self attention are one matrix product;
+- keys and values of the text are computed once a job (`TextAttention.read`), not every step;
+- 1x1 convolutions are matrix products, and a picture stays channels_last from the first block to the last.
+
+`quicken_unet` and `quicken_vae` replace the modules of a filled model. Sources: Rombach et al. 2022 (the U-Net),
+Wu and He 2018 (GroupNorm).
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel, Transformer2DModelOutput
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+
+class NormAct(nn.Module):
+    """GroupNorm over (N, C, H, W), then SiLU if `act`."""
+
+    def __init__(self, norm: nn.GroupNorm, act: bool):
+        super().__init__()
+        self.weight, self.bias = norm.weight, norm.bias
+        self.groups, self.eps, self.act = norm.num_groups, norm.eps, act
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+        return F.silu(y, inplace=True) if self.act else y
+
+
+def pixels(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A 1x1 convolution as a matrix product: (N, C, H, W) channels_last in and out, `weight` (O, C) or (O, C, 1, 1)."""
+    return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+
+
+class Resnet(nn.Module):
+    """A residual block. `temb` holds the projected time embeddings of all blocks; `rows` are this block's."""
+
+    def __init__(self, block: ResnetBlock2D, rows: slice | None = None):
+        super().__init__()
+        self.norm1, self.norm2 = NormAct(block.norm1, True), NormAct(block.norm2, True)
+        self.conv1, self.conv2, self.conv_shortcut = block.conv1, block.conv2, block.conv_shortcut
+        self.rows = rows
+
+    def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
+        h = self.conv1(self.norm1(x))
+        if self.rows is not None and temb is not None:
+            h = h + temb[:, self.rows, None, None]
+        h = self.conv2(self.norm2(h))
+        if self.conv_shortcut is not None:
+            x = pixels(x, self.conv_shortcut.weight, self.conv_shortcut.bias)
+        return h.add_(x)
+
+
+class TimeProjections(nn.Module):
+    """SiLU of the time embedding (N, E), times the projections of all residual blocks at once: (N, sum of widths)."""
+
+    def __init__(self, blocks: list[ResnetBlock2D]):
+        super().__init__()
+        self.weight = nn.Parameter(torch.cat([b.time_emb_proj.weight for b in blocks]), requires_grad=False)
+        # conv1 adds its bias to every pixel, as the time is added: one addition does for both
+        biases = [b.time_emb_proj.bias + b.conv1.bias for b in blocks]
+        self.bias = nn.Parameter(torch.cat(biases), requires_grad=False)
+        for block in blocks:
+            block.conv1.bias = None
+
+    def forward(self, emb: Tensor) -> Tensor:
+        return F.linear(F.silu(emb), self.weight, self.bias)
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """(B, L, H*D) -> (B, H, L, D)"""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+class SelfAttention(nn.Module):
+    """Attention of tokens (B, L, C) to each other; queries, keys and values from one product."""
+
+    def __init__(self, attn: Attention):
+        super().__init__()
+        parts = (attn.to_q, attn.to_k, attn.to_v)
+        self.weight = nn.Parameter(torch.cat([part.weight for part in parts]), requires_grad=False)
+        self.bias = (
+            None
+            if attn.to_q.bias is None
+            else nn.Parameter(torch.cat([part.bias for part in parts]), requires_grad=False)
+        )
+        self.out, self.heads = attn.to_out[0], attn.heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = F.linear(x, self.weight, self.bias).chunk(3, dim=-1)
+        y = F.scaled_dot_product_attention(_heads(q, self.heads), _heads(k, self.heads), _heads(v, self.heads))
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class TextAttention(nn.Module):
+    """Attention of tokens (B, L, C) to the text, whose keys and values `use` was given."""
+
+    def __init__(self, attn: Attention):
+        super().__init__()
+        self.to_q, self.to_k, self.to_v, self.out = attn.to_q, attn.to_k, attn.to_v, attn.to_out[0]
+        self.heads = attn.heads
+        self.text: tuple[Tensor, Tensor] | None = None
+
+    def read(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H, T, D) of a text (B, T, E)."""
+        k, v = _heads(self.to_k(context), self.heads), _heads(self.to_v(context), self.heads)
+        return k.contiguous(), v.contiguous()
+
+    def use(self, text: tuple[Tensor, Tensor] | None) -> None:
+        self.text = text
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.text is not None, "no text was given"
+        y = F.scaled_dot_product_attention(_heads(self.to_q(x), self.heads), *self.text)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """One transformer layer: self attention (or text in its place), text, feed forward; tokens (B, L, C)."""
+
+    def __init__(self, block: BasicTransformerBlock):
+        super().__init__()
+        self.norm1, self.norm2, self.norm3, self.ff = block.norm1, block.norm2, block.norm3, block.ff
+        self.attn1 = TextAttention(block.attn1) if block.only_cross_attention else SelfAttention(block.attn1)
+        self.attn2 = TextAttention(block.attn2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x))
+        return x + self.ff(self.norm3(x))
+
+
+class Transformer(nn.Module):
+    """A picture (N, C, H, W) through transformer layers, added to itself."""
+
+    def __init__(self, old: Transformer2DModel):
+        super().__init__()
+        self.norm = NormAct(old.norm, False)
+        self.proj_in, self.proj_out = old.proj_in, old.proj_out
+        self.blocks = nn.ModuleList(Block(block) for block in old.transformer_blocks)
+
+    def forward(self, x: Tensor, *_, return_dict: bool = True, **__) -> tuple[Tensor] | Transformer2DModelOutput:
+        # diffusers' blocks pass the text and a few Nones, all of them known here already
+        n, _, h, w = x.shape
+        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(n, h * w, -1)
+        tokens = F.linear(tokens, self.proj_in.weight.flatten(1), self.proj_in.bias)
+        for block in self.blocks:
+            tokens = block(tokens)
+        tokens = F.linear(tokens, self.proj_out.weight.flatten(1), self.proj_out.bias)
+        y = tokens.reshape(n, h, w, -1).permute(0, 3, 1, 2) + x
+        return Transformer2DModelOutput(sample=y) if return_dict else (y,)
+
+
+class PictureAttention(nn.Module):
+    """The autoencoder's attention: the pixels (N, C, H, W) to each other in one head, added to themselves."""
+
+    def __init__(self, attn: Attention):
+        super().__init__()
+        self.norm, self.attn = NormAct(attn.group_norm, False), SelfAttention(attn)
+
+    def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
+        n, _, h, w = x.shape
+        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(n, h * w, -1)
+        return self.attn(tokens).reshape(n, h, w, -1).permute(0, 3, 1, 2) + x
+
+
+# Putting them in.
+
+
+def _plain(block: ResnetBlock2D) -> bool:
+    """Whether a residual block is the ordinary one, that `Resnet` computes."""
+    return (
+        block.time_embedding_norm in ("default", "group")  # "group": the autoencoder's, that get no time at all
+        and block.upsample is None
+        and block.downsample is None
+        and not block.skip_time_act
+        and block.output_scale_factor == 1.0
+        and isinstance(block.nonlinearity, nn.SiLU)
+        and (block.conv_shortcut is None or block.conv_shortcut.kernel_size == (1, 1))
+    )
+
+
+def _replace(root: nn.Module, kind: type[nn.Module], make) -> None:
+    """Every module of a kind under `root`, replaced by `make(module)`."""
+    for parent in list(root.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, kind):
+                setattr(parent, name, make(child))
+
+
+def _quicken_end(part: nn.Module) -> None:
+    part.conv_norm_out, part.conv_act = NormAct(part.conv_norm_out, True), nn.Identity()
+
+
+def quicken_unet(unet: UNet2DConditionModel) -> None:
+    """Replace the blocks of a U-Net whose parameters are filled."""
+    resnets = [module for module in unet.modules() if isinstance(module, ResnetBlock2D)]
+    if all(_plain(block) for block in resnets) and unet.time_embed_act is None:
+        unet.time_embed_act = TimeProjections(resnets)
+        ends = torch.tensor([block.out_channels for block in resnets]).cumsum(0).tolist()
+        rows = {id(b): slice(end - b.out_channels, end) for b, end in zip(resnets, ends, strict=True)}
+        _replace(unet, ResnetBlock2D, lambda block: Resnet(block, rows[id(block)]))
+    else:
+        log.info("the U-Net's residual blocks are not the ordinary ones: diffusers' own (slower) code runs them")
+    _replace(unet, Transformer2DModel, Transformer)
+    _quicken_end(unet)
+
+
+def quicken_vae(vae: AutoencoderKL) -> None:
+    """Replace the blocks of an autoencoder whose parameters are filled."""
+    assert all(_plain(module) for module in vae.modules() if isinstance(module, ResnetBlock2D))
+    _replace(vae, ResnetBlock2D, Resnet)
+    _replace(vae, Attention, PictureAttention)
+    _quicken_end(vae.encoder)
+    _quicken_end(vae.decoder)
+
+
+def text_attentions(unet: UNet2DConditionModel) -> list[TextAttention]:
+    """The layers that read the text, in order."""
+    return [module for module in unet.modules() if isinstance(module, TextAttention)]

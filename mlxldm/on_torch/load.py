@@ -1,0 +1,208 @@
+"""From a model folder to torch modules: no second copy of the weights, nothing missing, nothing left over.
+
+U-Net and autoencoder are built on torch's meta device, without storage, and every tensor of the folder is put in place
+as it is read: cast, moved and seen as channels_last. A folder's convolutions are OHWI, and permuting such a tensor to
+OIHW is channels_last already, so nothing is copied for the layout.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+import warnings
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from ..config import ClipTextConfig, UNetConfig
+from ..errors import UserError
+from ..folder import Folder, Manifest
+from ..tokenizer import ClipTokenizer
+from .blocks import quicken_unet, quicken_vae
+from .model import TextEncoder, TorchModel
+
+log = logging.getLogger(__name__)
+
+
+def load(folder: Folder, device: str | None, precision: str) -> TorchModel:
+    """The model of `folder` on a torch device, ready to predict. Peak memory is the model's plus one tensor's."""
+    manifest = folder.manifest
+    _check(manifest)
+    where = _device(device)
+    dtype, why = _dtype(where, precision)
+    # A CPU reads the prompt once a job: float32 costs nothing there. On a GPU the text is half precision as well.
+    text_dtype = torch.float32 if where.type == "cpu" else dtype
+    encoders = [_text(folder, "text", 1, where, text_dtype)]
+    if manifest.text_2 is not None:
+        encoders.append(_text(folder, "text_2", 2, where, text_dtype))
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**manifest.denoiser.to_diffusers())
+        vae = AutoencoderKL(**manifest.vae.to_diffusers())
+    _fill(unet, folder, "denoiser", where, dtype)
+    _fill(vae, folder, "vae", where, _vae_dtype(manifest, dtype))
+    quicken_unet(unet)
+    quicken_vae(vae)
+    return TorchModel(manifest, encoders, unet, vae, where, dtype, why)
+
+
+def _check(manifest: Manifest) -> None:
+    """Refuse what would otherwise run and draw something wrong."""
+    config: UNetConfig = manifest.denoiser
+    if config.class_embed_type is not None or config.num_class_embeds is not None:
+        raise UserError(f"{manifest.name} wants a class with every picture, which this version cannot give.")
+    if config.time_cond_proj_dim is not None:
+        raise UserError(f"{manifest.name} wants the guidance as an embedding, which this version cannot give.")
+    if config.addition_embed_type == "text_time" and manifest.text_2 is None:
+        raise UserError(f"{manifest.name} wants a second text encoder's summary, but the folder has no part text_2.")
+
+
+# Where, and in which numbers.
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"torch has no device {name!r}; it knows cpu, cuda, cuda:1 and mps.") from None
+    here = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not here.get(device.type, False):
+        raise UserError(f"torch finds no device {name!r} on this machine; --device cpu always works.")
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+def _dtype(device: torch.device, precision: str) -> tuple[torch.dtype, str]:
+    """The dtype of U-Net and autoencoder, and why, in a few words.
+
+    On CUDA `auto` is float16, not bfloat16: tensor cores run both at the same speed, float16 has three more bits (a
+    picture about 15 dB closer to float32's), and its small range, the reason to prefer bfloat16 elsewhere, only
+    matters for SDXL's autoencoder, which runs in float32 (see `_vae_dtype`). Chips before Volta have neither.
+    """
+    if precision != "auto":
+        return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[precision], "asked for"
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device) >= (7, 0):
+            return torch.float16, "tensor cores"
+        return torch.float32, "no tensor cores"
+    if device.type == "mps":
+        return torch.float16, "a GPU"
+    gain = bfloat16_gain()
+    if gain >= 1.4:
+        return torch.bfloat16, f"measured {gain:.1f} times faster than float32 on this CPU"
+    return torch.float32, f"bfloat16 measured only {gain:.1f} times as fast on this CPU"
+
+
+def _vae_dtype(manifest: Manifest, dtype: torch.dtype) -> torch.dtype:
+    """float32 where float16 overflows. SD 1.x and 2.x configs lack `force_upcast` (diffusers' default is true), yet
+    their autoencoders are fine in float16 and diffusers' pipelines run them so; what counts is SDXL's."""
+    upcast = manifest.vae.force_upcast and manifest.family not in ("sd1", "sd2")
+    return torch.float32 if dtype == torch.float16 and upcast else dtype
+
+
+@functools.cache
+def bfloat16_gain() -> float:
+    """How many times faster this CPU is in bfloat16 than in float32, at a convolution and a matrix product of a
+    U-Net's size. Measured once a process, in about 50 ms: flags of the processor do not tell the speed."""
+    times = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(1, 320, 16, 16).to(dtype).contiguous(memory_format=torch.channels_last)
+        w = torch.randn(320, 320, 3, 3).to(dtype).contiguous(memory_format=torch.channels_last)
+        a, b = torch.randn(256, 640).to(dtype), torch.randn(640, 640).to(dtype)
+        laps = []
+        with torch.no_grad():
+            for _ in range(4):  # the first lap chooses kernels
+                start = time.perf_counter()
+                F.conv2d(x, w, padding=1)
+                F.linear(a, b)
+                laps.append(time.perf_counter() - start)
+        times[dtype] = min(laps[1:])
+    return times[torch.float32] / times[torch.bfloat16]
+
+
+# The parts.
+
+
+def _text(folder: Folder, part: str, number: int, device: torch.device, dtype: torch.dtype) -> TextEncoder:
+    config: ClipTextConfig = getattr(folder.manifest, part)
+    values = config.to_dict()
+    skip = values.pop("skip")
+    kind = CLIPTextModel if config.projection_dim is None else CLIPTextModelWithProjection
+    if config.projection_dim is None:
+        del values["projection_dim"]
+    with torch.device("meta"):
+        clip = kind(CLIPTextConfig(**values))
+    # CLIP keeps a buffer that no file holds. Left on the meta device it would give wrong numbers without an error.
+    for module in clip.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            assert name == "position_ids", name
+            setattr(module, name, torch.arange(buffer.shape[-1], device=device).expand(1, -1))
+    _fill(clip, folder, part, device, dtype, dialect="text_model.")
+    tokenizer = ClipTokenizer.from_files(folder.tokenizer_files(number))
+    return TextEncoder(clip, tokenizer, config.max_position_embeddings, skip)
+
+
+def _fill(
+    module: nn.Module, folder: Folder, part: str, device: torch.device, dtype: torch.dtype, dialect: str = ""
+) -> None:
+    """Put every tensor of a part in its place; both sides must be used up, and shapes must agree.
+
+    `dialect` is a prefix that folders write and that some versions of the module lack.
+    """
+    parameters = dict(module.named_parameters())
+    lacks = dialect and not any(name.startswith(dialect) for name in parameters)
+    names = {name.removeprefix(dialect) if lacks else name: name for name in folder.names(part)}
+    _complain(part, "lacks", parameters.keys() - names.keys())
+    _complain(part, "has unknown", names.keys() - parameters.keys())
+    for name, parameter in parameters.items():
+        stored = names[name]
+        tensor = _oihw(_to_torch(folder.read(part, stored)), parameter.ndim)
+        if tensor.shape != parameter.shape:
+            raise UserError(
+                f"The model's {part} has {stored} of shape {tuple(tensor.shape)}, but its config asks for "
+                f"{tuple(parameter.shape)}: the folder is damaged or its config belongs to another model."
+            )
+        owner, _, leaf = name.rpartition(".")
+        place = module.get_submodule(owner)
+        place.register_parameter(leaf, nn.Parameter(tensor.to(device, dtype), requires_grad=False))
+    left = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
+    assert not left, f"never filled: {left[:5]}"
+    module.eval()
+
+
+def _to_torch(array: np.ndarray) -> torch.Tensor:
+    with warnings.catch_warnings():  # a read-only array is fine: nothing writes into weights
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+def _oihw(tensor: torch.Tensor, ndim: int) -> torch.Tensor:
+    """A folder's tensor as torch wants it: OHWI seen as OIHW, a matrix as the 1x1 convolution it is."""
+    if ndim == 4 and tensor.ndim == 4:
+        return tensor.permute(0, 3, 1, 2)
+    if ndim == 4 and tensor.ndim == 2:
+        return tensor[:, :, None, None]
+    return tensor
+
+
+def _complain(part: str, verb: str, names: Iterable[str]) -> None:
+    found = sorted(names)
+    if found:
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        raise UserError(
+            f"The model's {part} {verb} tensors: {', '.join(found[:5])}{more}; the folder is damaged or its config "
+            f"belongs to another model."
+        )

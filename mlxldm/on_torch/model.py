@@ -1,0 +1,264 @@
+"""The torch backend's model: text encoders, U-Net and autoencoder behind the face of `backend.Model`."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .blocks import text_attentions
+
+if TYPE_CHECKING:
+    from ..folder import Manifest
+    from ..tokenizer import ClipTokenizer
+
+log = logging.getLogger(__name__)
+
+WARM_UP = 2  # U-Net calls before a capture: the first chooses kernels and compiles, the second finds all of it ready
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A CLIP text encoder with its tokenizer; `skip` is the hidden state that the U-Net reads (see ClipTextConfig)."""
+
+    clip: nn.Module
+    tokenizer: ClipTokenizer
+    length: int
+    skip: int
+
+    def __call__(self, text: str) -> tuple[Tensor, Tensor | None]:
+        """The hidden state (1, length, D) of a text, and its projected summary (1, P) where the model has one."""
+        device = next(self.clip.parameters()).device
+        ids = torch.tensor([self.tokenizer.ids(text, self.length)], device=device)
+        out = self.clip(ids, output_hidden_states=self.skip != -1)
+        hidden = out.last_hidden_state if self.skip == -1 else out.hidden_states[self.skip]
+        return hidden, getattr(out, "text_embeds", None)
+
+
+@dataclass(frozen=True, eq=False)
+class Cond:
+    """What `predict` is told about the text: row 0 is the prompt, row 1 (if there) the negative prompt."""
+
+    context: Tensor  # (rows, T, E)
+    texts: list[tuple[Tensor, Tensor]]  # keys and values of every layer that reads the text
+    added: dict[str, Tensor] | None  # SDXL: text_embeds (rows, P), time_ids (rows, 6)
+
+    @property
+    def rows(self) -> int:
+        return self.context.shape[0]
+
+    def tensors(self) -> list[Tensor]:
+        """All of them, in a fixed order."""
+        return [self.context, *(t for pair in self.texts for t in pair), *(self.added or {}).values()]
+
+    def clone(self) -> Cond:
+        added = None if self.added is None else {name: t.clone() for name, t in self.added.items()}
+        return Cond(self.context.clone(), [(k.clone(), v.clone()) for k, v in self.texts], added)
+
+
+class TorchModel:
+    """A model on one torch device. Faces outwards as `backend.Model` says: float32, NHWC, one picture."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        encoders: list[TextEncoder],
+        unet: UNet2DConditionModel,
+        vae: AutoencoderKL,
+        device: torch.device,
+        dtype: torch.dtype,
+        why: str,
+    ):
+        self.manifest = manifest
+        self.device, self.dtype = device, dtype
+        self.description = f"torch {torch.__version__} on {_called(device)}, {str(dtype).split('.')[-1]} ({why})"
+        self._encoders, self._unet, self._vae = encoders, unet, vae
+        self._readers = text_attentions(unet)
+        self._capture = device.type == "cuda"
+        self._captured: Captured | None = None
+
+    # Arrays in and out.
+
+    def array(self, x: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.array(x, dtype=np.float32)).to(self.device)
+
+    def numpy(self, x: Tensor) -> np.ndarray:
+        return x.detach().float().cpu().numpy()
+
+    def evaluate(self, x: Tensor) -> Tensor:
+        return x  # torch has started already; waiting here would leave a GPU idle between two steps
+
+    # The parts.
+
+    @torch.no_grad()
+    def encode_text(self, prompt: str, negative: str | None, width: int, height: int) -> Cond:
+        texts = [prompt] if negative is None else [prompt, negative]
+        read = [[encoder(text) for encoder in self._encoders] for text in texts]
+        context = torch.cat([torch.cat([hidden for hidden, _ in row], dim=-1) for row in read]).to(self.dtype)
+        added = None
+        if self.manifest.denoiser.addition_embed_type == "text_time":
+            summaries = [row[-1][1] for row in read]
+            assert all(s is not None for s in summaries), "the second text encoder has no projection"
+            size = [height, width, 0, 0, height, width]  # original size, crop, wanted size (Podell et al. 2023)
+            added = {
+                "text_embeds": torch.cat(summaries).to(self.dtype),
+                "time_ids": torch.tensor([size] * len(texts), device=self.device, dtype=self.dtype),
+            }
+        return Cond(context, [reader.read(context) for reader in self._readers], added)
+
+    @torch.no_grad()
+    def predict(self, x: Tensor, timestep: float, cond: Cond) -> tuple[Tensor, Tensor | None]:
+        if self._capture:
+            out = self._replay(x, timestep, cond)
+        else:
+            out = self._net(x, torch.full((1,), timestep, dtype=torch.float32, device=self.device), cond)
+        return out[:1], (out[1:] if cond.rows == 2 else None)
+
+    @torch.no_grad()
+    def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        vae, config = self._vae, self.manifest.vae
+        with self._exact():
+            moments = vae.encoder(_nchw(pixels, _dtype_of(vae)))
+            if vae.quant_conv is not None:
+                moments = vae.quant_conv(moments)
+        mean, log_variance = _nhwc(moments).chunk(2, dim=-1)
+        std = torch.exp(0.5 * log_variance.clamp(-30, 20))  # the clamp is the training code's
+        return (mean - (config.shift_factor or 0.0)) * config.scaling_factor, std * config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latent: Tensor) -> Tensor:
+        picture = self._decode(latent)
+        if _dtype_of(self._vae) == torch.float16 and not bool(torch.isfinite(picture).all()):
+            log.warning("the autoencoder overflowed in float16; it runs in float32 from now on")
+            self._vae.to(torch.float32)
+            picture = self._decode(latent)
+        return picture
+
+    def _decode(self, latent: Tensor) -> Tensor:
+        vae, config = self._vae, self.manifest.vae
+        with self._exact():
+            z = _nchw(latent / config.scaling_factor + (config.shift_factor or 0.0), _dtype_of(vae))
+            if vae.post_quant_conv is not None:
+                z = vae.post_quant_conv(z)
+            return _nhwc(vae.decoder(z))
+
+    def memory(self) -> dict[str, int]:
+        modules = [encoder.clip for encoder in self._encoders] + [self._unet, self._vae]
+        weights = sum(p.nbytes for module in modules if module is not None for p in module.parameters())
+        if self.device.type == "cuda":
+            return {"weights": weights, "peak": torch.cuda.max_memory_allocated(self.device)}
+        if sys.platform == "win32":
+            return {"weights": weights}  # Python's standard library cannot tell there
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return {"weights": weights, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+
+    def unload(self) -> None:
+        self._captured = None
+        self._encoders, self._readers = [], []
+        self._unet = self._vae = None
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    # The U-Net.
+
+    def _net(self, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
+        """The raw output (rows, h, w, c), float32, for x (1, h, w, c) and timestep (1,)."""
+        for reader, text in zip(self._readers, cond.texts, strict=True):
+            reader.use(text)
+        sample = _nchw(torch.cat([x] * cond.rows), self.dtype)
+        with self._exact():
+            out = self._unet(
+                sample, timestep.expand(cond.rows), cond.context, added_cond_kwargs=cond.added, return_dict=False
+            )[0]
+        return _nhwc(out)
+
+    def _replay(self, x: Tensor, timestep: float, cond: Cond) -> Tensor:
+        """`_net`, as one launch of a CUDA graph: an SD 1.x U-Net is a thousand small kernels, and launching them one
+        by one takes longer than computing them. Captured again when the shape of a picture or of a text changes."""
+        if self._captured is None or not self._captured.fits(x, cond):
+            self._captured = None  # give its memory back first
+            try:
+                self._captured = Captured(self._net, x, timestep, cond)
+            except torch.cuda.OutOfMemoryError:
+                raise UserError(
+                    "The GPU's memory is not enough for this picture: a smaller size or another model may fit."
+                ) from None
+            except RuntimeError as error:
+                log.warning("CUDA graph capture failed, every step will be slower: %s", error)
+                self._capture = False
+                return self._net(x, torch.full((1,), timestep, dtype=torch.float32, device=self.device), cond)
+        return self._captured(x, timestep, cond)
+
+    def _exact(self) -> contextlib.AbstractContextManager:
+        """float32 means float32: cuDNN would take TF32 (10 bits of mantissa) for float32 convolutions."""
+        if self.device.type != "cuda" or self.dtype != torch.float32:
+            return contextlib.nullcontext()
+        return torch.backends.cudnn.flags(
+            enabled=True, benchmark=torch.backends.cudnn.benchmark, deterministic=False, allow_tf32=False
+        )
+
+
+class Captured:
+    """A U-Net call recorded as a CUDA graph, with the memory it reads from and writes to."""
+
+    def __init__(self, net: Callable[[Tensor, Tensor, Cond], Tensor], x: Tensor, timestep: float, cond: Cond):
+        self._x, self._cond = x.clone(), cond.clone()
+        self._timestep = torch.full((1,), timestep, dtype=torch.float32, device=x.device)
+        self._told = cond
+        side = torch.cuda.Stream(x.device)
+        side.wait_stream(torch.cuda.current_stream(x.device))
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP):
+                net(self._x, self._timestep, self._cond)
+        torch.cuda.current_stream(x.device).wait_stream(side)
+        torch.cuda.empty_cache()  # what the warm-up used is no use to the graph, which has a pool of its own
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._out = net(self._x, self._timestep, self._cond)
+
+    def fits(self, x: Tensor, cond: Cond) -> bool:
+        mine, given = [self._x, *self._cond.tensors()], [x, *cond.tensors()]
+        return [t.shape for t in mine] == [t.shape for t in given]
+
+    def __call__(self, x: Tensor, timestep: float, cond: Cond) -> Tensor:
+        if cond is not self._told:
+            for mine, given in zip(self._cond.tensors(), cond.tensors(), strict=True):
+                mine.copy_(given)
+            self._told = cond
+        self._x.copy_(x)
+        self._timestep.fill_(timestep)
+        self._graph.replay()
+        return self._out.clone()  # the next step writes where this one did
+
+
+def _nchw(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """An NHWC array as torch's modules want it: (N, C, H, W), channels_last, `dtype`."""
+    return x.permute(0, 3, 1, 2).to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def _nhwc(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1).float().contiguous()
+
+
+def _dtype_of(module: nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype
+
+
+def _called(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return "Apple's GPU (MPS)" if device.type == "mps" else f"the CPU ({platform.machine()})"

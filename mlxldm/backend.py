@@ -130,7 +130,7 @@ def _auto(device: str | None) -> Choice:
     if mlx and on_apple_silicon():
         return Choice("mlx", device, "Apple silicon")
     if torch and device is None and nvidia_driver():
-        first = str(_module("torch").probe()["device"])
+        first = str((_module("torch").probe() or {}).get("device"))
         if first.startswith("cuda"):
             return Choice("torch", first, "an NVIDIA GPU")
     if mlx:
@@ -138,7 +138,7 @@ def _auto(device: str | None) -> Choice:
         if device is None and facts["device"] == "gpu":
             return Choice("mlx", "gpu", "MLX has a GPU here")
         why = "the CPU was asked for" if device else "no GPU that it can use"
-        if not facts["slow"]:
+        if not facts.get("slow"):
             return Choice("mlx", "cpu", why)
         if torch:
             return Choice("torch", "cpu", f"{why}, and MLX has no fast BLAS library")
@@ -162,7 +162,7 @@ def _checked_device(backend: str, device: str | None) -> str | None:
         raise UserError(f"{backend} has no device {device!r}.{nearest(device, own)} It knows {', '.join(own)}.")
     if kind == "cpu":
         return device
-    here = devices(_module(backend).probe())
+    here = devices(_module(backend).probe() or {})
     if device not in here:
         raise UserError(f"{backend} has no {device} on this machine; it has {' and '.join(here)}.")
     return device
@@ -170,15 +170,14 @@ def _checked_device(backend: str, device: str | None) -> str | None:
 
 def devices(facts: dict[str, Any]) -> list[str]:
     """The devices a backend has here, by what its probe said; the first is the one it takes by itself."""
-    return list(dict.fromkeys([facts["device"], *facts.get("devices", ()), "cpu"]))
+    return list(dict.fromkeys([facts.get("device", "cpu"), *facts.get("devices", ()), "cpu"]))
 
 
 def available() -> list[dict[str, Any]]:
     """One dict a backend for `mlxldm backends`: name, ready, and its probe's facts or, not ready, a note what to do.
 
-    A probe (`on_mlx.probe`, `on_torch.probe`) says: name, version, device (its own first choice), device_name, memory
-    (bytes, or None where unknown), slow (whether this CPU is used badly), advice (a sentence, or None); a backend with
-    more than one GPU adds devices.
+    A probe (`on_mlx.probe`, `on_torch.probe`) says at least version and device (its own first choice), and what it can
+    of: devices, device_name or note, memory (bytes), blas, slow (this CPU is used badly) and advice (what helps).
     """
     rows: list[dict[str, Any]] = []
     for name in BACKENDS:
@@ -188,8 +187,11 @@ def available() -> list[dict[str, Any]]:
             continue
         try:
             facts = _module(name).probe()
+            problem = None if facts else "it says nothing about itself"
         except ImportError as error:
-            rows.append({"name": name, "ready": False, "note": f"It is installed, but importing it fails: {error}."})
+            facts, problem = None, str(error)
+        if facts is None:
+            rows.append({"name": name, "ready": False, "note": f"It is installed, but importing it fails: {problem}."})
         else:
             rows.append({**facts, "name": name, "ready": True, "devices": devices(facts)})
     return rows

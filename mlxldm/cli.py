@@ -501,9 +501,9 @@ def _backends(args: argparse.Namespace) -> int:
         if not row["ready"]:
             print(f"{row['name']}: not here. {row['note']}")
             continue
-        memory = f", {size(row['memory'])}" if row.get("memory") else ""
-        blas = f", {row['blas']}" if row.get("blas") else ""
-        print(f"{row['name']} {row['version']}: {' '.join(row['devices'])} ({row['device_name']}{memory}{blas})")
+        facts = [row.get("device_name") or row.get("note"), row.get("blas"), row.get("memory") and size(row["memory"])]
+        about = ", ".join(fact for fact in facts if fact)
+        print(f"{row['name']} {row['version']}: {' '.join(row['devices'])}" + (f" ({about})" if about else ""))
         if row.get("advice"):
             print(f"  {row['advice']}")
     print(f"auto takes {choice.backend}, {choice.device or 'its own choice'}: {choice.why}." if choice else why)

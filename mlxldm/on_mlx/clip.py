@@ -1,0 +1,119 @@
+"""CLIP's text tower. Radford et al. 2021, arXiv:2103.00020; names as in transformers' CLIPTextModel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..config import ClipTextConfig
+from .layers import gelu, join_heads, quick_gelu, split_heads
+
+
+@dataclass
+class ClipOutput:
+    """What a prompt became: `hidden` (B, L, width) for cross-attention, `pooled` (B, width or projection)."""
+
+    hidden: mx.array
+    pooled: mx.array
+
+
+class SelfAttention(nn.Module):
+    """Every token looks at itself and at those before it."""
+
+    def __init__(self, config: ClipTextConfig):
+        super().__init__()
+        size = config.hidden_size
+        self.q_proj = nn.Linear(size, size)
+        self.k_proj = nn.Linear(size, size)
+        self.v_proj = nn.Linear(size, size)
+        self.out_proj = nn.Linear(size, size)
+        self.heads = config.num_attention_heads
+        self.scale = (size // self.heads) ** -0.5
+
+    def __call__(self, x: mx.array) -> mx.array:
+        q, k, v = (split_heads(layer(x), self.heads) for layer in (self.q_proj, self.k_proj, self.v_proj))
+        out = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask="causal")
+        return self.out_proj(join_heads(out))
+
+
+class Mlp(nn.Module):
+    def __init__(self, config: ClipTextConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.act = {"quick_gelu": quick_gelu, "gelu": gelu}[config.hidden_act]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: ClipTextConfig):
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.self_attn = SelfAttention(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.mlp = Mlp(config)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: ClipTextConfig):
+        super().__init__()
+        self.layers = [Layer(config) for _ in range(config.num_hidden_layers)]
+
+
+class Embeddings(nn.Module):
+    def __init__(self, config: ClipTextConfig):
+        super().__init__()
+        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+
+    def __call__(self, ids: mx.array) -> mx.array:
+        return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+
+
+class TextTransformer(nn.Module):
+    def __init__(self, config: ClipTextConfig):
+        super().__init__()
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+
+class ClipText(nn.Module):
+    """Token ids to the states that condition a U-Net, and one vector for the whole text."""
+
+    def __init__(self, config: ClipTextConfig):
+        super().__init__()
+        self.text_model = TextTransformer(config)
+        if config.projection_dim is not None:
+            self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+        self.config = config
+
+    def __call__(self, ids: list[list[int]]) -> ClipOutput:
+        """ids: rows of equal length. The hidden state is the one `config.skip` counts from the end; only the last
+        goes through the final norm, as in transformers."""
+        tower = self.text_model
+        x = tower.embeddings(mx.array(ids, dtype=mx.int32))
+        states = [x]
+        for layer in tower.encoder.layers:
+            x = layer(x)
+            states.append(x)
+        last = tower.final_layer_norm(x)
+        hidden = last if self.config.skip == -1 else states[self.config.skip]
+        ends = [_end(row, self.config.eos_token_id) for row in ids]
+        pooled = mx.stack([last[i, end] for i, end in enumerate(ends)])
+        if "text_projection" in self:
+            pooled = self.text_projection(pooled)
+        return ClipOutput(hidden, pooled)
+
+
+def _end(row: list[int], eos: int) -> int:
+    """Where the text ends: the first end mark. A cut text always has one; without any, the last token."""
+    return row.index(eos) if eos in row else len(row) - 1

@@ -1,0 +1,271 @@
+"""The small parts every network here is made of: convolution, norms, attention, feed-forward, residual block.
+
+Pictures and feature maps are (batch, height, width, channels), token sequences (batch, length, channels).
+Attribute names are the parameter names of the checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .device import fused, gpu
+
+FUSED_HEADS = (64, 80, 96, 128)  # head sizes for which Metal has an attention kernel that never stores the scores
+SCORES = 1 << 25  # bytes of attention scores to hold at a time where they are stored
+
+
+@fused
+def silu(x: mx.array) -> mx.array:
+    """x * sigmoid(x)."""
+    return x * mx.sigmoid(x)
+
+
+@fused
+def gelu(x: mx.array) -> mx.array:
+    """x times the normal distribution function at x, exact."""
+    return x * (0.5 + 0.5 * mx.erf(x * math.sqrt(0.5)))
+
+
+@fused
+def quick_gelu(x: mx.array) -> mx.array:
+    """OpenAI's approximation: x * sigmoid(1.702 x)."""
+    return x * mx.sigmoid(1.702 * x)
+
+
+@fused
+def _gated(x: mx.array, gate: mx.array) -> mx.array:
+    return x * (gate * (0.5 + 0.5 * mx.erf(gate * math.sqrt(0.5))))
+
+
+@fused
+def _affine(x: mx.array, scale: mx.array, shift: mx.array) -> mx.array:
+    return (x.astype(mx.float32) * scale + shift).astype(x.dtype)
+
+
+@fused
+def _affine_silu(x: mx.array, scale: mx.array, shift: mx.array) -> mx.array:
+    y = x.astype(mx.float32) * scale + shift
+    return (y * mx.sigmoid(y)).astype(x.dtype)
+
+
+class Conv2d(nn.Module):
+    """A convolution over NHWC pictures; weight (out, height, width, in)."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, padding: int | None = None):
+        super().__init__()
+        self.weight = mx.zeros((outputs, kernel, kernel, inputs))
+        self.bias = mx.zeros((outputs,))
+        self.stride = stride
+        self.padding = kernel // 2 if padding is None else padding
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.conv2d(x, self.weight, self.stride, self.padding) + self.bias
+
+
+class GroupNorm(nn.Module):
+    """Normalise groups of channels over a whole picture, then scale and shift; SiLU in the same pass if asked.
+
+    Two sums per channel give one scale and one shift per channel, so the picture is never transposed.
+    Sums, scale and shift are float32 whatever the picture is.
+    """
+
+    def __init__(self, groups: int, channels: int, eps: float):
+        super().__init__()
+        self.weight = mx.ones((channels,))
+        self.bias = mx.zeros((channels,))
+        self.groups = groups
+        self.eps = eps
+
+    def __call__(self, x: mx.array, act: bool = False, extra: tuple[mx.array, mx.array] | None = None) -> mx.array:
+        """extra: (scale, shift), each (batch, channels), applied as y * (1 + scale) + shift before the activation."""
+        batch, _, _, channels = x.shape
+        x32 = x.astype(mx.float32)
+        mean = _picture_mean(x32)
+        square = _picture_mean(mx.square(x32))
+        mean = mx.mean(mean.reshape(batch, self.groups, -1), axis=-1, keepdims=True)
+        square = mx.mean(square.reshape(batch, self.groups, -1), axis=-1, keepdims=True)
+        scale = mx.rsqrt(mx.maximum(square - mx.square(mean), 0.0) + self.eps)
+        shift = mx.broadcast_to(-mean * scale, (batch, self.groups, channels // self.groups)).reshape(batch, channels)
+        scale = mx.broadcast_to(scale, (batch, self.groups, channels // self.groups)).reshape(batch, channels)
+        weight = self.weight.astype(mx.float32)
+        scale, shift = scale * weight, shift * weight + self.bias.astype(mx.float32)
+        if extra is not None:
+            more = 1.0 + extra[0].astype(mx.float32)
+            scale, shift = scale * more, shift * more + extra[1].astype(mx.float32)
+        scale, shift = scale[:, None, None, :], shift[:, None, None, :]
+        return _affine_silu(x, scale, shift) if act else _affine(x, scale, shift)
+
+
+def _picture_mean(x: mx.array) -> mx.array:
+    """(B, H, W, C) -> (B, C); rows first, so that float32 does not add a hundred thousand numbers in a line."""
+    return mx.mean(mx.mean(x, axis=2), axis=1)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of one sequence to itself or to another, with diffusers' names (to_q, to_k, to_v, to_out.0).
+
+    Attention Is All You Need, Vaswani et al. 2017, arXiv:1706.03762.
+    """
+
+    def __init__(self, channels: int, heads: int, head: int, source: int | None = None, bias: bool = False):
+        """channels of the sequence, number of heads, size of a head, channels of what it looks at (None: itself)."""
+        super().__init__()
+        inner = heads * head
+        self.to_q = nn.Linear(channels, inner, bias=bias)
+        self.to_k = nn.Linear(source or channels, inner, bias=bias)
+        self.to_v = nn.Linear(source or channels, inner, bias=bias)
+        self.to_out = [nn.Linear(inner, channels)]
+        self.heads = heads
+        self.scale = head**-0.5  # of the true head size: zeros that pad a head change no product
+
+    def keys_values(self, source: mx.array) -> tuple[mx.array, mx.array]:
+        """The two things that depend on `source` (B, L, channels) alone, split into heads."""
+        return split_heads(self.to_k(source), self.heads), split_heads(self.to_v(source), self.heads)
+
+    def __call__(self, x: mx.array, keys_values: tuple[mx.array, mx.array] | None = None) -> mx.array:
+        keys, values = self.keys_values(x) if keys_values is None else keys_values
+        out = attend(split_heads(self.to_q(x), self.heads), keys, values, self.scale)
+        return self.to_out[0](join_heads(out))
+
+    def pad_heads(self, size: int) -> None:
+        """Fill every head with zeros up to `size`: the same function, in a size for which Metal has a fused kernel."""
+        for layer in (self.to_q, self.to_k, self.to_v):
+            layer.weight = _pad(layer.weight, 0, self.heads, size)
+            if "bias" in layer:
+                layer.bias = _pad(layer.bias, 0, self.heads, size)
+        self.to_out[0].weight = _pad(self.to_out[0].weight, 1, self.heads, size)
+        mx.eval(self.parameters())
+
+    @property
+    def head(self) -> int:
+        """The size of a head as it is stored now."""
+        return self.to_q.weight.shape[0] // self.heads
+
+
+def split_heads(x: mx.array, heads: int) -> mx.array:
+    """(B, L, heads * size) -> (B, heads, L, size)."""
+    return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)
+
+
+def join_heads(x: mx.array) -> mx.array:
+    """(B, heads, L, size) -> (B, L, heads * size)."""
+    return x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], -1)
+
+
+def _pad(x: mx.array, axis: int, heads: int, size: int) -> mx.array:
+    shape = list(x.shape)
+    x = x.reshape(*shape[:axis], heads, shape[axis] // heads, *shape[axis + 1 :])
+    widths = [(0, 0)] * x.ndim
+    widths[axis + 1] = (0, size - x.shape[axis + 1])
+    x = mx.pad(x, widths)
+    return x.reshape(*shape[:axis], heads * size, *shape[axis + 1 :])
+
+
+def attend(q: mx.array, k: mx.array, v: mx.array, scale: float, limit: int = SCORES) -> mx.array:
+    """softmax(q k^T scale) v over (B, heads, L, size); at most about `limit` bytes of scores exist at a time.
+
+    Where a kernel keeps the scores on the chip nothing is cut; elsewhere the queries are, which changes no number
+    that matters: every row of scores is on its own.
+    """
+    if gpu() and q.shape[-1] in FUSED_HEADS:
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
+    row = q.shape[0] * q.shape[1] * k.shape[2] * 4
+    rows = max(1, min(q.shape[2], limit // row))
+    if rows == q.shape[2]:
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
+    cut = list(range(rows, q.shape[2], rows))
+    parts = [mx.fast.scaled_dot_product_attention(part, k, v, scale=scale) for part in mx.split(q, cut, axis=2)]
+    return mx.concatenate(parts, axis=2)
+
+
+class GEGLU(nn.Module):
+    """A linear map to twice the width; one half, through GELU, gates the other. Shazeer 2020, arXiv:2002.05202."""
+
+    def __init__(self, channels: int, inner: int):
+        super().__init__()
+        self.proj = nn.Linear(channels, 2 * inner)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return _gated(*mx.split(self.proj(x), 2, axis=-1))
+
+
+class FeedForward(nn.Module):
+    """The transformer's two-layer perceptron, four times as wide inside."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.net = [GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)]  # dropout was at 1
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.net[2](self.net[0](x))
+
+
+class Resnet(nn.Module):
+    """Two convolutions around a shortcut, told the time in between. He et al. 2015, arXiv:1512.03385."""
+
+    def __init__(
+        self, inputs: int, outputs: int, groups: int, eps: float, time: int | None = None, *, scale_shift: bool = False
+    ):
+        """time: width of the time embedding, None for none; scale_shift: the embedding scales as well as shifts."""
+        super().__init__()
+        self.norm1 = GroupNorm(groups, inputs, eps)
+        self.conv1 = Conv2d(inputs, outputs)
+        if time is not None:
+            self.time_emb_proj = nn.Linear(time, 2 * outputs if scale_shift else outputs)
+        self.norm2 = GroupNorm(groups, outputs, eps)
+        self.conv2 = Conv2d(outputs, outputs)
+        if inputs != outputs:
+            self.conv_shortcut = nn.Linear(inputs, outputs)
+        self.scale_shift = scale_shift
+
+    def __call__(self, x: mx.array, time: mx.array | None = None) -> mx.array:
+        """time: the embedding (1 or B, width), already through its activation."""
+        y = self.conv1(self.norm1(x, act=True))
+        if time is None:
+            y = self.norm2(y, act=True)
+        elif self.scale_shift:
+            scale, shift = mx.split(self.time_emb_proj(time), 2, axis=-1)
+            y = self.norm2(y, act=True, extra=(scale, shift))
+        else:
+            y = self.norm2(y + self.time_emb_proj(time)[:, None, None, :], act=True)
+        y = self.conv2(y)
+        return (self.conv_shortcut(x) if "conv_shortcut" in self else x) + y
+
+
+class Downsample(nn.Module):
+    """Halve height and width with a strided convolution; padding 0 means one row and column after, none before."""
+
+    def __init__(self, channels: int, padding: int = 1):
+        super().__init__()
+        self.conv = Conv2d(channels, channels, stride=2, padding=padding)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if self.conv.padding == 0:
+            x = mx.pad(x, [(0, 0), (0, 1), (0, 1), (0, 0)])
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Repeat every pixel, to twice the size or to the size given, then convolve."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = Conv2d(channels, channels)
+
+    def __call__(self, x: mx.array, size: tuple[int, int] | None = None) -> mx.array:
+        """size: (height, width) wanted, between one less than double and double."""
+        batch, height, width, channels = x.shape
+        x = mx.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
+        x = x.reshape(batch, 2 * height, 2 * width, channels)
+        if size is not None and size != (2 * height, 2 * width):
+            x = x[:, : size[0], : size[1], :]
+        return self.conv(x)
+
+
+def per_level(value: Any, levels: int) -> tuple[Any, ...]:
+    """A setting that may be one for all levels or one for each."""
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,) * levels

@@ -1,0 +1,199 @@
+"""A model folder in MLX's memory, behind the `Model` interface of `backend.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+from ..errors import UserError
+from ..tokenizer import ClipTokenizer
+from . import BLAS
+from .clip import ClipOutput, ClipText
+from .layers import FUSED_HEADS
+from .unet import KeysValues, UNet
+from .vae import Vae
+
+if TYPE_CHECKING:
+    from ..folder import Folder
+
+DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+M = TypeVar("M", bound=nn.Module)
+CACHE = 1 << 30  # bytes of freed GPU memory MLX may keep for the next step instead of giving them back
+
+
+@dataclass
+class Text:
+    """A prompt, ready for every step: keys and values of all cross-attentions, SDXL's pooled text and sizes."""
+
+    keys_values: list[KeysValues]
+    added: tuple[mx.array, np.ndarray] | None = None
+
+
+@dataclass
+class Cond:
+    """What `predict` needs to know about the texts: batches to run, and whether there is a negative one."""
+
+    batches: list[Text]
+    guided: bool
+
+
+class MlxModel:
+    """Text encoder, U-Net and autoencoder of a folder, loaded; see `mlxldm.backend.Model` for what each method does.
+
+    precision: "float32", "float16", "bfloat16", or "auto": float16 on a GPU, float32 on a CPU.
+    """
+
+    def __init__(self, folder: Folder, device: str | None = None, precision: str = "auto"):
+        if device not in (None, "cpu", "gpu"):
+            raise UserError(f"MLX has no device {device!r}: say cpu or gpu, or leave it out.")
+        if device == "gpu" and not mx.is_available(mx.gpu):
+            raise UserError("MLX found no GPU on this machine: leave --device out, or say cpu.")
+        if precision not in ("auto", *DTYPES):
+            raise UserError(f"MLX has no precision {precision!r}: say {', '.join(DTYPES)} or auto.")
+        if device is not None:
+            mx.set_default_device(mx.Device(mx.gpu if device == "gpu" else mx.cpu))
+        self._gpu = mx.default_device() == mx.gpu
+        if precision == "auto":
+            precision = "float16" if self._gpu else "float32"
+        if self._gpu:
+            mx.set_cache_limit(CACHE)
+        mx.reset_peak_memory()
+
+        self.manifest = manifest = folder.manifest
+        config = manifest.denoiser
+        if config.time_cond_proj_dim is not None or config.class_embed_type is not None or config.num_class_embeds:
+            raise UserError(
+                f"{manifest.name} is a U-Net with class labels or an embedded guidance, which mlxldm cannot drive yet."
+            )
+        dtype = DTYPES[precision]
+        # SDXL's autoencoder overflows in float16, and its config says so
+        careful = manifest.family == "sdxl" and manifest.vae.force_upcast and dtype == mx.float16
+        self._tokenizers = [ClipTokenizer.from_files(folder.tokenizer_files(1))]
+        self._texts = [fill(ClipText(manifest.text), folder, "text", dtype)]
+        if manifest.text_2 is not None:
+            self._tokenizers.append(ClipTokenizer.from_files(folder.tokenizer_files(2)))
+            self._texts.append(fill(ClipText(manifest.text_2), folder, "text_2", dtype))
+        self._unet = fill(UNet(config), folder, "denoiser", dtype)
+        self._vae = fill(Vae(manifest.vae), folder, "vae", mx.float32 if careful else dtype)
+        if self._gpu:
+            pad_heads(self._unet)
+        where = f"the GPU ({mx.device_info().get('device_name', 'GPU')})" if self._gpu else f"the CPU ({BLAS.name})"
+        self.description = f"MLX {mx.__version__} on {where}, {precision}"
+
+    def array(self, x: np.ndarray) -> mx.array:
+        """`x` as a float32 array on the device."""
+        return mx.array(np.asarray(x, dtype=np.float32))
+
+    def numpy(self, x: mx.array) -> np.ndarray:
+        """`x` as float32 NumPy."""
+        return np.array(x.astype(mx.float32))
+
+    def encode_text(self, prompt: str, negative: str | None, width: int, height: int) -> Cond:
+        """Both texts through the text encoders and into keys and values; width and height of the picture in pixels."""
+        prompts = [prompt] if negative is None else [prompt, negative]
+        # two batches of one run side by side on a CPU; a GPU wants one batch of two
+        rows = [prompts] if self._gpu else [[text] for text in prompts]
+        cond = Cond([self._text(row, width, height) for row in rows], guided=negative is not None)
+        mx.eval([text.keys_values for text in cond.batches], [text.added[0] for text in cond.batches if text.added])
+        return cond
+
+    def _text(self, prompts: list[str], width: int, height: int) -> Text:
+        outputs: list[ClipOutput] = []
+        for tokenizer, encoder in zip(self._tokenizers, self._texts, strict=True):
+            length = encoder.config.max_position_embeddings
+            outputs.append(encoder([tokenizer.ids(text, length) for text in prompts]))
+        hidden = mx.concatenate([output.hidden for output in outputs], axis=-1)
+        added = None
+        if self.manifest.denoiser.addition_embed_type == "text_time":
+            # SDXL is told the size of its training picture, the corner it was cut at, and the size wanted
+            sizes = np.array([[height, width, 0, 0, height, width]] * len(prompts), np.float32)
+            added = (outputs[-1].pooled, sizes)
+        return Text(self._unet.keys_values(hidden), added)
+
+    def predict(self, x: mx.array, timestep: float, cond: Cond) -> tuple[mx.array, mx.array | None]:
+        """The U-Net's raw output with the prompt and, if there is one, with the negative prompt."""
+        outputs = []
+        for text in cond.batches:
+            rows = text.keys_values[0][0].shape[0] if text.keys_values else 1
+            time = self._unet.embed(timestep, added=text.added)
+            outputs += mx.split(self._unet(mx.repeat(x, rows, axis=0), time, text.keys_values), rows)
+        return (outputs[0], outputs[1]) if cond.guided else (outputs[0], None)
+
+    def encode_image(self, pixels: mx.array) -> tuple[mx.array, mx.array]:
+        """Mean and standard deviation of the picture's latent, scaled for the U-Net."""
+        config = self.manifest.vae
+        mean, deviation = self._vae.encode(pixels)
+        shift = config.shift_factor or 0.0
+        return (mean - shift) * config.scaling_factor, deviation * config.scaling_factor
+
+    def decode(self, latent: mx.array) -> mx.array:
+        """Pixels of a latent of the U-Net's scale."""
+        config = self.manifest.vae
+        return self._vae.decode(latent / config.scaling_factor + (config.shift_factor or 0.0))
+
+    def evaluate(self, x: mx.array) -> mx.array:
+        """`x`, computed."""
+        mx.eval(x)
+        return x
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of the weights, and the most MLX ever held since loading began."""
+        parts = [*self._texts, self._unet, self._vae]
+        weights = sum(array.nbytes for part in parts for _, array in tree_flatten(part.parameters()))
+        return {"weights": weights, "peak": mx.get_peak_memory()}
+
+    def unload(self) -> None:
+        """Let go of every weight; the model cannot be used afterwards."""
+        self._texts, self._unet, self._vae = [], None, None  # type: ignore[assignment]
+        mx.clear_cache()
+
+
+def fill(module: M, folder: Folder, part: str, dtype: mx.Dtype) -> M:
+    """Every weight of `part` into its place in `module`, as `dtype`, one tensor at a time; `module`.
+
+    Raises UserError naming the first five weights that have no place, or places that no weight fills, or fits.
+    """
+    places = {name: tuple(array.shape) for name, array in tree_flatten(module.parameters())}
+    weights = {name: tuple(tensor.shape) for name, tensor in folder.names(part).items()}
+    complaints = {
+        "have no place": sorted(weights.keys() - places.keys()),
+        "are missing": sorted(places.keys() - weights.keys()),
+        "have the wrong shape": [
+            f"{name} {weights[name]} instead of {places[name]}"
+            for name in sorted(weights.keys() & places.keys())
+            if weights[name] != places[name]
+        ],
+    }
+    for complaint, names in complaints.items():
+        if names:
+            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            raise UserError(
+                f"{len(names)} weights of {folder.manifest.name}'s {part} {complaint}: {shown}. "
+                "The folder is damaged or of another family: convert the model again."
+            )
+    for name in weights:
+        *path, last = name.split(".")
+        owner: Any = module
+        for step in path:
+            owner = owner[int(step)] if isinstance(owner, list) else owner[step]
+        # evaluated at once, so that neither the file's copy nor a cast waits in memory
+        value = mx.array(folder.read(part, name)).astype(dtype)
+        mx.eval(value)
+        owner[last] = value
+    return module
+
+
+def pad_heads(unet: UNet, sizes: tuple[int, ...] = FUSED_HEADS) -> None:
+    """Pad every head that is just below a size with a fused kernel up to it (Stable Diffusion 1.x: 40 to 64).
+
+    Sizes less than half of the next are left: they belong to tiny models, where padding costs more than it saves.
+    """
+    for attention in unet.attentions():
+        bigger = [size for size in sizes if attention.head <= size <= 2 * attention.head]
+        if bigger and bigger[0] != attention.head:
+            attention.pad_heads(bigger[0])

@@ -1,0 +1,281 @@
+"""The conditional U-Net of latent diffusion. Rombach et al. 2022, arXiv:2112.10752; names as in diffusers.
+
+General over what a UNet2DConditionModel config can say for Stable Diffusion 1.x, 2.x and XL.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..config import UNetConfig
+from .layers import Attention, Conv2d, Downsample, FeedForward, GroupNorm, Resnet, Upsample, silu
+
+KeysValues = tuple[mx.array, mx.array]
+
+
+def sinusoids(values: np.ndarray, size: int, flip: bool, shift: float) -> mx.array:
+    """Numbers (n,) as waves (n, size) float32, sines first unless `flip`; Ho et al. 2020, arXiv:2006.11239."""
+    half = size // 2
+    frequencies = np.exp(-math.log(10000) * np.arange(half, dtype=np.float32) / np.float32(half - shift))
+    angles = np.asarray(values, np.float32)[:, None] * frequencies[None, :].astype(np.float32)
+    waves = [np.cos(angles), np.sin(angles)] if flip else [np.sin(angles), np.cos(angles)]
+    return mx.array(np.pad(np.concatenate(waves, axis=1), ((0, 0), (0, size % 2))))
+
+
+class Embedding(nn.Module):
+    """Two linear maps around SiLU: waves or any vector to the width of the time embedding."""
+
+    def __init__(self, inputs: int, outputs: int, condition: int | None = None):
+        super().__init__()
+        self.linear_1 = nn.Linear(inputs, outputs)
+        if condition is not None:
+            self.cond_proj = nn.Linear(condition, inputs, bias=False)
+        self.linear_2 = nn.Linear(outputs, outputs)
+
+    def __call__(self, x: mx.array, condition: mx.array | None = None) -> mx.array:
+        if condition is not None:
+            x = x + self.cond_proj(condition)
+        return self.linear_2(silu(self.linear_1(x)))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention to the text, feed-forward."""
+
+    def __init__(self, channels: int, heads: int, text: int, only_cross: bool):
+        super().__init__()
+        head = channels // heads
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn1 = Attention(channels, heads, head, text if only_cross else None)
+        self.norm2 = nn.LayerNorm(channels)
+        self.attn2 = Attention(channels, heads, head, text)
+        self.norm3 = nn.LayerNorm(channels)
+        self.ff = FeedForward(channels)
+        self.only_cross = only_cross
+
+    def cross(self) -> list[Attention]:
+        """The attentions that look at the text, in the order they are met."""
+        return [self.attn1, self.attn2] if self.only_cross else [self.attn2]
+
+    def __call__(self, x: mx.array, text: Iterator[KeysValues]) -> mx.array:
+        x = x + self.attn1(self.norm1(x), next(text) if self.only_cross else None)
+        x = x + self.attn2(self.norm2(x), next(text))
+        return x + self.ff(self.norm3(x))
+
+
+class Transformer(nn.Module):
+    """Transformer blocks over the pixels of a feature map, around a shortcut."""
+
+    def __init__(self, channels: int, heads: int, layers: int, text: int, groups: int, only_cross: bool = False):
+        super().__init__()
+        self.norm = GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, channels)
+        self.transformer_blocks = [TransformerBlock(channels, heads, text, only_cross) for _ in range(layers)]
+        self.proj_out = nn.Linear(channels, channels)
+
+    def __call__(self, x: mx.array, text: Iterator[KeysValues]) -> mx.array:
+        batch, height, width, channels = x.shape
+        y = self.proj_in(self.norm(x).reshape(batch, height * width, channels))
+        for block in self.transformer_blocks:
+            y = block(y, text)
+        return x + self.proj_out(y).reshape(batch, height, width, channels)
+
+
+class DownBlock(nn.Module):
+    """One level on the way down: residual blocks, each with a transformer if the level has them, then half the size."""
+
+    def __init__(self, config: UNetConfig, level: int, inputs: int, time: int):
+        super().__init__()
+        outputs = config.block_out_channels[level]
+        layers = config.layers_per_block[level]
+        self.resnets = [_resnet(config, inputs if i == 0 else outputs, outputs, time) for i in range(layers)]
+        if config.down_block_types[level] == "CrossAttnDownBlock2D":
+            self.attentions = [_transformer(config, level) for _ in range(layers)]
+        if level < config.levels - 1:
+            self.downsamplers = [Downsample(outputs)]
+
+    def __call__(self, x: mx.array, time: mx.array, text: Iterator[KeysValues]) -> tuple[mx.array, list[mx.array]]:
+        skips = []
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(x, time)
+            if "attentions" in self:
+                x = self.attentions[i](x, text)
+            skips.append(x)
+        if "downsamplers" in self:
+            x = self.downsamplers[0](x)
+            skips.append(x)
+        return x, skips
+
+
+class MidBlock(nn.Module):
+    """The lowest level: residual block, transformer, residual block."""
+
+    def __init__(self, config: UNetConfig, time: int):
+        super().__init__()
+        channels = config.block_out_channels[-1]
+        self.resnets = [_resnet(config, channels, channels, time) for _ in range(2)]
+        # the middle never has attention to the text alone, whatever only_cross_attention says
+        self.attentions = [_transformer(config, config.levels - 1, only_cross=False)]
+
+    def __call__(self, x: mx.array, time: mx.array, text: Iterator[KeysValues]) -> mx.array:
+        x = self.resnets[0](x, time)
+        x = self.attentions[0](x, text)
+        return self.resnets[1](x, time)
+
+
+class UpBlock(nn.Module):
+    """One level on the way up: as down, with one layer more, each joined by what the way down left."""
+
+    def __init__(self, config: UNetConfig, place: int, time: int):
+        """place: 0 is the lowest level."""
+        super().__init__()
+        level = config.levels - 1 - place
+        outputs = config.block_out_channels[level]
+        before = config.block_out_channels[min(level + 1, config.levels - 1)]
+        after = config.block_out_channels[max(level - 1, 0)]
+        layers = config.layers_per_block[level] + 1
+        self.resnets = []
+        for i in range(layers):
+            skip = after if i == layers - 1 else outputs
+            self.resnets.append(_resnet(config, (before if i == 0 else outputs) + skip, outputs, time))
+        if config.up_block_types[place] == "CrossAttnUpBlock2D":
+            self.attentions = [_transformer(config, level) for _ in range(layers)]
+        if level > 0:
+            self.upsamplers = [Upsample(outputs)]
+
+    def __call__(
+        self, x: mx.array, skips: list[mx.array], time: mx.array, text: Iterator[KeysValues], size: tuple[int, int]
+    ) -> mx.array:
+        """skips: taken from the end; size: (height, width) of the next level, which odd sizes make less than double."""
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(mx.concatenate([x, skips.pop()], axis=-1), time)
+            if "attentions" in self:
+                x = self.attentions[i](x, text)
+        return self.upsamplers[0](x, size) if "upsamplers" in self else x
+
+
+def _resnet(config: UNetConfig, inputs: int, outputs: int, time: int) -> Resnet:
+    scale_shift = config.resnet_time_scale_shift == "scale_shift"
+    return Resnet(inputs, outputs, config.norm_num_groups, config.norm_eps, time, scale_shift=scale_shift)
+
+
+def _transformer(config: UNetConfig, level: int, only_cross: bool | None = None) -> Transformer:
+    return Transformer(
+        config.block_out_channels[level],
+        config.heads[level],
+        config.transformer_layers_per_block[level],
+        config.cross_attention_dim[level],
+        config.norm_num_groups,
+        config.only_cross_attention[level] if only_cross is None else only_cross,
+    )
+
+
+class UNet(nn.Module):
+    """Noisy latents, the time and a text to what the network predicts (the noise, or v).
+
+    The work is cut where it changes: `keys_values` once a text, `embed` once a step, the call once a batch.
+    """
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        first = config.block_out_channels[0]
+        time = 4 * first
+        self.conv_in = Conv2d(config.in_channels, first)
+        self.time_embedding = Embedding(first, time, config.time_cond_proj_dim)
+        kind, width = config.class_embed_type, config.projection_class_embeddings_input_dim
+        if kind == "timestep":
+            self.class_embedding = Embedding(first, time)
+        elif kind == "projection":
+            self.class_embedding = Embedding(width, time)
+        elif kind == "simple_projection":
+            self.class_embedding = nn.Linear(width, time)
+        elif kind is None and config.num_class_embeds is not None:
+            self.class_embedding = nn.Embedding(config.num_class_embeds, time)
+        if config.addition_embed_type == "text_time":
+            self.add_embedding = Embedding(width, time)
+        self.down_blocks = []
+        inputs = first
+        for level in range(config.levels):
+            self.down_blocks.append(DownBlock(config, level, inputs, time))
+            inputs = config.block_out_channels[level]
+        if config.mid_block_type is not None:
+            self.mid_block = MidBlock(config, time)
+        self.up_blocks = [UpBlock(config, place, time) for place in range(config.levels)]
+        self.conv_norm_out = GroupNorm(config.norm_num_groups, first, config.norm_eps)
+        self.conv_out = Conv2d(first, config.out_channels)
+        self.config = config
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """What the weights are, and so everything between input and output."""
+        return self.conv_in.weight.dtype
+
+    def transformers(self) -> list[Transformer]:
+        """Every transformer, in the order the data meets them."""
+        blocks = [*self.down_blocks, *([self.mid_block] if "mid_block" in self else []), *self.up_blocks]
+        return [transformer for block in blocks if "attentions" in block for transformer in block.attentions]
+
+    def attentions(self) -> list[Attention]:
+        """Every attention of every transformer."""
+        blocks = [block for transformer in self.transformers() for block in transformer.transformer_blocks]
+        return [attention for block in blocks for attention in (block.attn1, block.attn2)]
+
+    def keys_values(self, text: mx.array) -> list[KeysValues]:
+        """What the text (B, L, width) contributes to every cross-attention, in order; the same at every step."""
+        text = text.astype(self.dtype)
+        blocks = [block for transformer in self.transformers() for block in transformer.transformer_blocks]
+        return [attention.keys_values(text) for block in blocks for attention in block.cross()]
+
+    def embed(
+        self,
+        timestep: float,
+        *,
+        labels: mx.array | None = None,
+        added: tuple[mx.array, np.ndarray] | None = None,
+        condition: mx.array | None = None,
+    ) -> mx.array:
+        """The time and what else there is, as one vector (1 or B, width), through its activation.
+
+        labels: class labels, (B,) whole numbers for an embedding table, (B,) numbers for "timestep", else (B, width).
+        added: SDXL's pooled text (B, width) and its six sizes (B, 6). condition: LCM's guidance (B, width).
+        """
+        waves = (self.config.flip_sin_to_cos, self.config.freq_shift)
+        first = self.config.block_out_channels[0]
+        steps = sinusoids(np.array([timestep]), first, *waves).astype(self.dtype)
+        out = self.time_embedding(steps, None if condition is None else condition.astype(self.dtype))
+        if self.config.class_embed_type is not None or "class_embedding" in self:
+            if labels is None:
+                raise ValueError("this U-Net has a class embedding and needs labels")
+            if self.config.class_embed_type == "timestep":
+                labels = sinusoids(np.array(labels), first, *waves)
+            if self.config.class_embed_type is not None:
+                labels = labels.astype(self.dtype)
+            out = out + (self.class_embedding(labels) if "class_embedding" in self else labels)
+        if "add_embedding" in self:
+            if added is None:
+                raise ValueError("this U-Net has a text and time embedding and needs the pooled text and the sizes")
+            pooled, sizes = added
+            times = sinusoids(sizes.reshape(-1), self.config.addition_time_embed_dim or 0, *waves)
+            both = mx.concatenate([pooled, times.reshape(sizes.shape[0], -1).astype(pooled.dtype)], axis=-1)
+            out = out + self.add_embedding(both.astype(self.dtype))
+        return silu(out)
+
+    def __call__(self, x: mx.array, time: mx.array, text: list[KeysValues]) -> mx.array:
+        """x (B, h, w, in) scaled noisy latents, `embed`'s vector, `keys_values`' list -> (B, h, w, out), x's dtype."""
+        given, keys_values = x.dtype, iter(text)
+        x = self.conv_in(x.astype(self.dtype))
+        skips = [x]
+        for block in self.down_blocks:
+            x, more = block(x, time, keys_values)
+            skips += more
+        if "mid_block" in self:
+            x = self.mid_block(x, time, keys_values)
+        for block in self.up_blocks:
+            # what is left after this block's own skips ends with the level above
+            rest = skips[: len(skips) - len(block.resnets)]
+            x = block(x, skips, time, keys_values, rest[-1].shape[1:3] if rest else x.shape[1:3])
+        return self.conv_out(self.conv_norm_out(x, act=True)).astype(given)

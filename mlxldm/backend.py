@@ -138,11 +138,11 @@ def _auto(device: str | None) -> Choice:
         if device is None and facts["device"] == "gpu":
             return Choice("mlx", "gpu", "MLX has a GPU here")
         why = "the CPU was asked for" if device else "no GPU that it can use"
-        if not facts.get("slow"):
+        if facts.get("fast", True):
             return Choice("mlx", "cpu", why)
         if torch:
             return Choice("torch", "cpu", f"{why}, and MLX has no fast BLAS library")
-        return Choice("mlx", "cpu", f"{why}; slow, {facts['advice']}")
+        return Choice("mlx", "cpu", f"{why}; slow, {facts['note']}")
     if torch:
         return Choice("torch", device, "MLX is not installed")
     raise UserError(f"Neither MLX nor torch is installed here; {INSTALL_TORCH} brings the second.")
@@ -177,7 +177,7 @@ def available() -> list[dict[str, Any]]:
     """One dict a backend for `mlxldm backends`: name, ready, and its probe's facts or, not ready, a note what to do.
 
     A probe (`on_mlx.probe`, `on_torch.probe`) says at least version and device (its own first choice), and what it can
-    of: devices, device_name or note, memory (bytes), blas, slow (this CPU is used badly) and advice (what helps).
+    of: devices, device_name, memory (bytes), blas, fast (False: this CPU is used badly) and note (then: what helps).
     """
     rows: list[dict[str, Any]] = []
     for name in BACKENDS:

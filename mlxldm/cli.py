@@ -501,11 +501,11 @@ def _backends(args: argparse.Namespace) -> int:
         if not row["ready"]:
             print(f"{row['name']}: not here. {row['note']}")
             continue
-        facts = [row.get("device_name") or row.get("note"), row.get("blas"), row.get("memory") and size(row["memory"])]
+        facts = [row.get("device_name"), row.get("blas"), row.get("memory") and size(row["memory"])]
         about = ", ".join(fact for fact in facts if fact)
         print(f"{row['name']} {row['version']}: {' '.join(row['devices'])}" + (f" ({about})" if about else ""))
-        if row.get("advice"):
-            print(f"  {row['advice']}")
+        if row.get("note"):
+            print(f"  {row['note']}")
     print(f"auto takes {choice.backend}, {choice.device or 'its own choice'}: {choice.why}." if choice else why)
     return 0
 

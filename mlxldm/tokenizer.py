@@ -1,0 +1,321 @@
+"""CLIP's byte-level byte-pair encoding, exactly as transformers' fast tokenizer does it. Standard library only.
+
+A prompt is cut into words (letters, single digits, runs of anything else), each word is written as UTF-8 bytes, each byte
+as one of 256 printable letters (GPT-2's table), and neighbouring symbols are merged by rank until none fits. The last
+symbol of a word carries `</w>`.
+
+Three details decide whether rare prompts come out right: white space is Unicode's White_Space, which `str.isspace` is not
+(U+001C to U+001F); lower-casing goes letter by letter, without Python's rule for the last sigma of a word; and words are
+found with `unicodedata` categories, because `re` has no \\p{L}.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import unicodedata
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mlxldm.errors import UserError
+
+MAX_BYTES = 64 << 20
+MAX_VOCABULARY = 1_000_000
+WHITE_SPACE = frozenset(map(chr, (*range(9, 14), 32, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B)))) | frozenset(
+    "\u2028\u2029\u202f\u205f\u3000"
+)
+CONTRACTIONS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+# The written special tokens that the scanner takes whole, and what the byte-level step then makes of them.
+WRITTEN = {BOS: ("<|", "startoftext", "|>"), EOS: ("<|", "endoftext", "|>")}
+
+
+def _byte_letters() -> dict[int, str]:
+    """GPT-2's table: printable bytes stand for themselves, the others for U+0100 and on."""
+    plain = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    rest = (byte for byte in range(256) if byte not in plain)
+    return {**{byte: chr(byte) for byte in plain}, **{byte: chr(256 + i) for i, byte in enumerate(rest)}}
+
+
+# Letters and numbers of Unicode 15 and 16, and lower cases up to 17, that an older Python's tables lack (3.11 has 14.0).
+# Found by asking the `tokenizers` library (0.23) about every code point.
+NEW_LETTERS = (
+    (0x1C89, 0x1C8A), (0xA7CB, 0xA7CD), (0xA7DA, 0xA7DC), (0x105C0, 0x105F3), (0x10D4A, 0x10D65), (0x10D6F, 0x10D85),
+    (0x10EC2, 0x10EC4), (0x1123F, 0x11240), (0x11380, 0x11389), (0x1138B, 0x1138B), (0x1138E, 0x1138E),
+    (0x11390, 0x113B5), (0x113B7, 0x113B7), (0x113D1, 0x113D1), (0x113D3, 0x113D3), (0x11BC0, 0x11BE0),
+    (0x11F02, 0x11F02), (0x11F04, 0x11F10), (0x11F12, 0x11F33), (0x1342F, 0x1342F), (0x13441, 0x13446),
+    (0x13460, 0x143FA), (0x16100, 0x1611D), (0x16D40, 0x16D6C), (0x18CFF, 0x18CFF), (0x1B132, 0x1B132),
+    (0x1B155, 0x1B155), (0x1DF25, 0x1DF2A), (0x1E030, 0x1E06D), (0x1E4D0, 0x1E4EB), (0x1E5D0, 0x1E5ED),
+    (0x1E5F0, 0x1E5F0), (0x2B739, 0x2B739), (0x2EBF0, 0x2EE5D), (0x31350, 0x323AF),
+)  # fmt: skip
+NEW_NUMBERS = (
+    (0x10D40, 0x10D49), (0x116D0, 0x116E3), (0x11BF0, 0x11BF9), (0x11F50, 0x11F59), (0x16130, 0x16139),
+    (0x16D70, 0x16D79), (0x1CCF0, 0x1CCF9), (0x1D2C0, 0x1D2D3), (0x1E4F0, 0x1E4F9), (0x1E5F1, 0x1E5FA),
+)  # fmt: skip
+NEW_LOWER = {
+    **{chr(upper): chr(upper + 1) for upper in (0x1C89, 0xA7CC, 0xA7CE, 0xA7D2, 0xA7D4, 0xA7DA)},
+    **{chr(upper): chr(upper + 0x20) for upper in range(0x10D50, 0x10D66)},
+    **{chr(upper): chr(upper + 0x1B) for upper in range(0x16EA0, 0x16EB9)},
+    "\ua7cb": "\u0264",
+    "\ua7dc": "\u019b",
+}
+LETTERS = _byte_letters()
+BYTES = {letter: byte for byte, letter in LETTERS.items()}
+
+
+class ClipTokenizer:
+    """Text to CLIP token ids.
+
+    `bos`, `eos`, `pad` are the ids that frame and fill a prompt; `size` is the number of ids.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Mapping[str, int],
+        merges: list[tuple[str, str]],
+        *,
+        bos: str = BOS,
+        eos: str = EOS,
+        pad: str = EOS,
+        unknown: str = EOS,
+        written: Mapping[str, bool] | None = None,
+    ) -> None:
+        """`written` are further tokens taken whole where they stand in a prompt: {token: only after normalisation}."""
+        if not 0 < len(vocabulary) <= MAX_VOCABULARY or not all(isinstance(name, str) for name in vocabulary):
+            raise UserError(f"The tokenizer has {len(vocabulary)} tokens; 1 to {MAX_VOCABULARY} were expected.")
+        ids = vocabulary.values()
+        if not all(type(i) is int for i in ids) or set(ids) != set(range(len(vocabulary))):
+            raise UserError("The tokenizer's ids are not 0, 1, 2, ... each once: its vocabulary is damaged.")
+        self._ids = dict(vocabulary)
+        self._names = {i: name for name, i in vocabulary.items()}
+        self._ranks: dict[tuple[str, str], int] = {}
+        for rank, pair in enumerate(merges):
+            if pair[0] + pair[1] not in self._ids:
+                raise UserError(f"The tokenizer merges {pair[0]!r} and {pair[1]!r} to a token it does not have.")
+            self._ranks[pair] = rank
+        for role, token in (("start", bos), ("end", eos), ("padding", pad), ("unknown", unknown)):
+            if token not in self._ids:
+                raise UserError(f"The tokenizer's {role} token {token!r} is not in its vocabulary.")
+        self.bos, self.eos, self.pad = self._ids[bos], self._ids[eos], self._ids[pad]
+        self._unknown = self._ids[unknown]
+        self.size = len(self._ids)
+        specials = {**{token: False for token in (bos, eos, pad, unknown)}, **(written or {})}
+        self._raw = sorted((t for t, late in specials.items() if t and not late), key=len, reverse=True)
+        self._late = sorted((t for t, late in specials.items() if t and late), key=len, reverse=True)
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> ClipTokenizer:
+        """From the contents of a tokenizer folder: `vocab.json` and `merges.txt`, or `tokenizer.json`.
+
+        Special tokens come from `tokenizer_config.json` and `special_tokens_map.json` where they say so; an older folder
+        (without `added_tokens_decoder`) means what the map says when the two differ.
+        """
+        config, special = _json(files, "tokenizer_config.json"), _json(files, "special_tokens_map.json")
+        whole = _json(files, "tokenizer.json")
+        written: dict[str, bool] = {}
+        if "vocab.json" in files and "merges.txt" in files:
+            vocabulary = _json(files, "vocab.json")
+            merges = _merges(_text(files, "merges.txt"))
+        elif whole:
+            model = whole.get("model")
+            if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
+                raise UserError("tokenizer.json is not a byte-pair encoding: this is not a CLIP tokenizer.")
+            if model.get("end_of_word_suffix") != "</w>" or model.get("continuing_subword_prefix"):
+                raise UserError("tokenizer.json does not end words with </w>: this is not a CLIP tokenizer.")
+            vocabulary, pairs = model.get("vocab"), model.get("merges")
+            if not isinstance(vocabulary, dict) or not isinstance(pairs, list) or len(pairs) > MAX_VOCABULARY:
+                raise UserError("tokenizer.json has no usable vocab and merges: it is damaged.")
+            merges = [_pair(item.split(" ") if isinstance(item, str) else item) for item in pairs]
+        else:
+            raise UserError("The tokenizer has neither vocab.json with merges.txt nor tokenizer.json.")
+        added = whole.get("added_tokens")
+        for item in added if isinstance(added, list) else []:
+            if isinstance(item, dict) and isinstance(item.get("content"), str):
+                if item["content"] not in vocabulary and item.get("id") == len(vocabulary):
+                    vocabulary = {**vocabulary, item["content"]: item["id"]}
+                written[item["content"]] = bool(item.get("normalized"))
+        if isinstance(decoder := config.get("added_tokens_decoder"), dict):
+            config, special = special | config, {}
+            for item in decoder.values():
+                if isinstance(item, dict) and isinstance(item.get("content"), str):
+                    written[item["content"]] = bool(item.get("normalized"))
+        said = config | special
+        roles = {"bos": "bos_token", "eos": "eos_token", "pad": "pad_token", "unknown": "unk_token"}
+        tokens: dict[str, str] = {}
+        for role, key in roles.items():
+            value = said.get(key)
+            content = value.get("content") if isinstance(value, dict) else value
+            if isinstance(content, str):
+                tokens[role] = content
+                if isinstance(value, dict):
+                    written[content] = bool(value.get("normalized"))
+        return cls(vocabulary, merges, written=written, **tokens)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, without start, end and padding."""
+        text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")  # lone surrogates have no UTF-8
+        ids: list[int] = []
+        for piece, is_special in _split(text, self._raw):
+            if is_special:
+                ids.append(self._ids[piece])
+                continue
+            for part, is_late in _split(_normalise(piece), self._late):
+                if is_late:
+                    ids.append(self._ids[part])
+                    continue
+                for word in _words(part):
+                    ids.extend(self._word(word))
+        return ids
+
+    def ids(self, text: str, length: int = 77) -> list[int]:
+        """`length` ids as the text encoder wants them: start, the prompt as far as it fits, end, padding."""
+        kept = [self.bos, *self.encode(text)[: length - 2], self.eos]
+        return kept + [self.pad] * (length - len(kept))
+
+    def left_out(self, text: str, length: int = 77) -> str:
+        """The end of `text` (lower-cased, as the model reads it) that `ids` had no room for; "" if all of it fits."""
+        rest = self.encode(text)[length - 2 :]
+        return self.decode(rest)
+
+    def decode(self, ids: list[int]) -> str:
+        """What ids say, lower-cased and with single spaces between words."""
+        out = bytearray()
+        for letter in "".join(self._names[i] for i in ids).replace("</w>", " "):
+            out += bytes([BYTES[letter]]) if letter in BYTES else letter.encode("utf-8")
+        return out.decode("utf-8", "replace").strip()
+
+    def _word(self, word: str) -> list[int]:
+        """Byte-pair encoding of one word: always the pair of lowest rank, the leftmost of equals."""
+        symbols = [LETTERS[byte] for byte in word.encode("utf-8")]
+        symbols[-1] += "</w>"
+        # A linked list of symbols and a heap of possible merges, so that a prompt of one endless word stays quick.
+        after = [*range(1, len(symbols)), -1]
+        before = [*range(-1, len(symbols) - 1)]
+        live: list[str | None] = list(symbols)
+        heap: list[tuple[int, int, str, str]] = []
+
+        def offer(left: int, right: int) -> None:
+            if left >= 0 and right >= 0:
+                a, b = live[left], live[right]
+                assert a is not None and b is not None
+                rank = self._ranks.get((a, b))
+                if rank is not None:
+                    heapq.heappush(heap, (rank, left, a, b))
+
+        for i in range(len(symbols) - 1):
+            offer(i, i + 1)
+        while heap:
+            _, left, a, b = heapq.heappop(heap)
+            right = after[left]
+            if live[left] != a or right < 0 or live[right] != b:
+                continue  # one of the two was merged away meanwhile
+            live[left], live[right] = a + b, None
+            after[left] = after[right]
+            if after[left] >= 0:
+                before[after[left]] = left
+            offer(before[left], left)
+            offer(left, after[left])
+        return [self._ids.get(symbol, self._unknown) for symbol in live if symbol is not None]
+
+
+def _split(text: str, tokens: list[str]) -> Iterator[tuple[str, bool]]:
+    """`text` cut at every token standing in it, leftmost and longest first: (piece, is a token)."""
+    start = position = 0
+    while position < len(text):
+        hit = next((token for token in tokens if text.startswith(token, position)), None)
+        if hit is None:
+            position += 1
+            continue
+        if position > start:
+            yield text[start:position], False
+        yield hit, True
+        start = position = position + len(hit)
+    if start < len(text):
+        yield text[start:], False
+
+
+def _normalise(text: str) -> str:
+    """Unicode's NFC form, white space as single blanks, lower case letter by letter."""
+    text = unicodedata.normalize("NFC", text)
+    return "".join(" " if c in WHITE_SPACE else NEW_LOWER.get(c) or c.lower() for c in text)
+
+
+def _kind(letter: str) -> str:
+    """"L" letter, "N" number, " " white space, "?" anything else."""
+    if letter in WHITE_SPACE:
+        return " "
+    category = unicodedata.category(letter)
+    if category == "Cn":  # not assigned, as far as this Python knows
+        code = ord(letter)
+        for kind, ranges in (("L", NEW_LETTERS), ("N", NEW_NUMBERS)):
+            if any(first <= code <= last for first, last in ranges):
+                return kind
+    return category[0] if category[0] in "LN" else "?"
+
+
+def _words(text: str) -> Iterator[str]:
+    """CLIP's words: 's and its kin, runs of letters, single digits, runs of anything else; white space parts them."""
+    position = 0
+    while position < len(text):
+        if text[position] == "<":
+            token = next((token for token in WRITTEN if text.startswith(token, position)), None)
+            if token is not None:
+                yield from WRITTEN[token]
+                position += len(token)
+                continue
+        if text[position] == "'":
+            short = next((short for short in CONTRACTIONS if text.startswith(short, position)), None)
+            if short is not None:
+                yield short
+                position += len(short)
+                continue
+        kind = _kind(text[position])
+        end = position + 1
+        if kind in "L?":
+            while end < len(text) and _kind(text[end]) == kind:
+                end += 1
+        if kind != " ":
+            yield text[position:end]
+        position = end
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading the files
+
+
+def _text(files: Mapping[str, bytes], name: str) -> str:
+    data = files[name]
+    if len(data) > MAX_BYTES:
+        raise UserError(f"The tokenizer's {name} has {len(data) >> 20} MB; at most {MAX_BYTES >> 20} were expected.")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"The tokenizer's {name} is not UTF-8 text: it is damaged.") from None
+
+
+def _json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    if name not in files:
+        return {}
+    try:
+        value = json.loads(_text(files, name))
+    except (ValueError, RecursionError):
+        raise UserError(f"The tokenizer's {name} is not JSON: it is damaged.") from None
+    if not isinstance(value, dict):
+        raise UserError(f"The tokenizer's {name} is not an object: it is damaged.")
+    return value
+
+
+def _pair(item: Any) -> tuple[str, str]:
+    if isinstance(item, list | tuple) and len(item) == 2 and all(isinstance(half, str) and half for half in item):
+        return item[0], item[1]
+    raise UserError(f"The tokenizer has the merge {str(item)[:40]!r}, but two symbols were expected: it is damaged.")
+
+
+def _merges(text: str) -> list[tuple[str, str]]:
+    lines = text.split("\n")
+    if lines and lines[0].startswith("#version"):  # "#" alone is a legal symbol
+        lines = lines[1:]
+    lines = [line.rstrip("\r") for line in lines]
+    if len(lines) > MAX_VOCABULARY:
+        raise UserError(f"The tokenizer's merges.txt has {len(lines)} lines; at most {MAX_VOCABULARY} were expected.")
+    return [_pair(line.split(" ")) for line in lines if line]

@@ -28,6 +28,7 @@ class Model(Protocol):
     """A loaded model. Arrays are float32, NHWC, one picture (N = 1) unless a line says otherwise."""
 
     manifest: Manifest
+    precision: str  # of PRECISIONS: what the U-Net computes in
     description: str  # for people: "MLX 0.32.4 on the CPU (OpenBLAS), float32"
 
     def array(self, x: np.ndarray) -> Array:
@@ -142,7 +143,7 @@ def _auto(device: str | None) -> Choice:
             return Choice("mlx", "cpu", why)
         if torch:
             return Choice("torch", "cpu", f"{why}, and MLX has no fast BLAS library")
-        return Choice("mlx", "cpu", f"{why}; slow, {facts['note']}")
+        return Choice("mlx", "cpu", f"{why}; {facts['note'].rstrip('.')}")
     if torch:
         return Choice("torch", device, "MLX is not installed")
     raise UserError(f"Neither MLX nor torch is installed here; {INSTALL_TORCH} brings the second.")

@@ -32,6 +32,7 @@ SDXL = {
     "addition_time_embed_dim": 8,
     "projection_class_embeddings_input_dim": 6 * 8 + 20,
 }
+WIDTH = {"projection_class_embeddings_input_dim": 12}
 KINDS = {
     "sd1": {
         "block_out_channels": (80, 160, 160, 160),
@@ -74,8 +75,8 @@ KINDS = {
     "classes, table": {"num_class_embeds": 5},
     "classes, timestep": {"class_embed_type": "timestep"},
     "classes, identity": {"class_embed_type": "identity"},
-    "classes, projection": {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 12},
-    "classes, simple projection": {"class_embed_type": "simple_projection", "projection_class_embeddings_input_dim": 12},
+    "classes, projection": {"class_embed_type": "projection", **WIDTH},
+    "classes, simple projection": {"class_embed_type": "simple_projection", **WIDTH},
 }
 
 

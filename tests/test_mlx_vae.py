@@ -26,14 +26,22 @@ FOUR = {
     "latent_channels": 4,
     "sample_size": 64,
 }
-TWO = {"block_out_channels": (16, 32), "down_block_types": FOUR["down_block_types"][:2], "up_block_types": FOUR["up_block_types"][:2]}
+
+
+def levels(*widths: int) -> dict:
+    """The config of an autoencoder with these widths, widest picture first."""
+    n = len(widths)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * n, "up_block_types": ("UpDecoderBlock2D",) * n}
+    return {"block_out_channels": widths, **blocks}
+
+
 KINDS = {
     "f8": {},
-    "f2": TWO,
-    "f1": {"block_out_channels": (16,), "down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)},
-    "16 channels, no quant convs": {**TWO, "latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False},
-    "no attention": {**TWO, "mid_block_add_attention": False},
-    "one layer": {**TWO, "layers_per_block": 1, "in_channels": 1, "out_channels": 1},
+    "f2": levels(16, 32),
+    "f1": levels(16),
+    "16 channels": {**levels(16, 32), "latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False},
+    "no attention": {**levels(16, 32), "mid_block_add_attention": False},
+    "one layer": {**levels(16, 32), "layers_per_block": 1, "in_channels": 1, "out_channels": 1},
 }
 
 

@@ -20,6 +20,8 @@ os.environ.setdefault("MLX_CONV_WINOGRAD", "0")
 
 import mlx.core as mx  # noqa: E402
 
+VERSION: str = mx.__version__  # type: ignore[attr-defined]
+
 if TYPE_CHECKING:
     from ..folder import Folder
     from .model import MlxModel
@@ -42,7 +44,7 @@ def probe() -> dict[str, Any]:
     info = mx.device_info()
     return {
         "name": "mlx",
-        "version": mx.__version__,
+        "version": VERSION,
         "device": "gpu" if gpu else "cpu",
         "device_name": str(info.get("device_name") or info.get("architecture") or "CPU"),
         "devices": ["gpu", "cpu"] if gpu else ["cpu"],

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..errors import UserError
 
-ADVICE = "install OpenBLAS (Debian, Ubuntu: libopenblas0; Fedora: openblas) or `pip install mkl`: 27 times faster or more"
+ADVICE = "install OpenBLAS (Debian, Ubuntu: libopenblas0; Fedora: openblas) or `pip install mkl`, 27 times faster"
 KNOWN = (  # what distributions call the threaded OpenBLAS with the C interface
     "libopenblas.so.0", "libopenblasp.so.0", "libopenblaso.so.0", "libopenblas.so",
     "/opt/conda/lib/libopenblas.so", "/usr/lib64/libopenblasp.so.0", "/usr/lib/libopenblas.so",
@@ -79,7 +79,7 @@ def _places() -> Iterator[str]:
     yield from KNOWN
     lib = Path(sys.prefix) / "lib"
     for mkl in sorted(lib.glob("libmkl_rt.so*")):
-        for openmp in sorted(lib.glob("libiomp5.so")):  # MKL's threads live in there, and it does not look beside itself
+        for openmp in sorted(lib.glob("libiomp5.so")):  # MKL's threads; it does not look for them beside itself
             _load(str(openmp))
         yield str(mkl)
 

@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 
 from ..errors import UserError
 from ..tokenizer import ClipTokenizer
-from . import BLAS
+from . import BLAS, VERSION
 from .clip import ClipOutput, ClipText
 from .layers import FUSED_HEADS
 from .unet import KeysValues, UNet
@@ -83,7 +83,7 @@ class MlxModel:
         if self._gpu:
             pad_heads(self._unet)
         where = f"the GPU ({mx.device_info().get('device_name', 'GPU')})" if self._gpu else f"the CPU ({BLAS.name})"
-        self.description = f"MLX {mx.__version__} on {where}, {precision}"
+        self.description = f"MLX {VERSION} on {where}, {precision}"
 
     def array(self, x: np.ndarray) -> mx.array:
         """`x` as a float32 array on the device."""
@@ -117,7 +117,7 @@ class MlxModel:
 
     def predict(self, x: mx.array, timestep: float, cond: Cond) -> tuple[mx.array, mx.array | None]:
         """The U-Net's raw output with the prompt and, if there is one, with the negative prompt."""
-        outputs = []
+        outputs: list[mx.array] = []
         for text in cond.batches:
             rows = text.keys_values[0][0].shape[0] if text.keys_values else 1
             time = self._unet.embed(timestep, added=text.added)
@@ -143,7 +143,7 @@ class MlxModel:
 
     def memory(self) -> dict[str, int]:
         """Bytes of the weights, and the most MLX ever held since loading began."""
-        parts = [*self._texts, self._unet, self._vae]
+        parts: list[nn.Module] = [*self._texts, self._unet, self._vae]
         weights = sum(array.nbytes for part in parts for _, array in tree_flatten(part.parameters()))
         return {"weights": weights, "peak": mx.get_peak_memory()}
 

@@ -190,13 +190,13 @@ class UNet(nn.Module):
         if kind == "timestep":
             self.class_embedding = Embedding(first, time)
         elif kind == "projection":
-            self.class_embedding = Embedding(width, time)
+            self.class_embedding = Embedding(width or 0, time)
         elif kind == "simple_projection":
-            self.class_embedding = nn.Linear(width, time)
+            self.class_embedding = nn.Linear(width or 0, time)
         elif kind is None and config.num_class_embeds is not None:
             self.class_embedding = nn.Embedding(config.num_class_embeds, time)
         if config.addition_embed_type == "text_time":
-            self.add_embedding = Embedding(width, time)
+            self.add_embedding = Embedding(width or 0, time)
         self.down_blocks = []
         inputs = first
         for level in range(config.levels):
@@ -216,7 +216,8 @@ class UNet(nn.Module):
 
     def transformers(self) -> list[Transformer]:
         """Every transformer, in the order the data meets them."""
-        blocks = [*self.down_blocks, *([self.mid_block] if "mid_block" in self else []), *self.up_blocks]
+        middle = [self.mid_block] if "mid_block" in self else []
+        blocks: list[nn.Module] = [*self.down_blocks, *middle, *self.up_blocks]
         return [transformer for block in blocks if "attentions" in block for transformer in block.attentions]
 
     def attentions(self) -> list[Attention]:
@@ -277,5 +278,6 @@ class UNet(nn.Module):
         for block in self.up_blocks:
             # what is left after this block's own skips ends with the level above
             rest = skips[: len(skips) - len(block.resnets)]
-            x = block(x, skips, time, keys_values, rest[-1].shape[1:3] if rest else x.shape[1:3])
+            _, height, width, _ = (rest[-1] if rest else x).shape
+            x = block(x, skips, time, keys_values, (height, width))
         return self.conv_out(self.conv_norm_out(x, act=True)).astype(given)

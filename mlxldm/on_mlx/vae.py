@@ -1,4 +1,4 @@
-"""The autoencoder between pictures and latents. Kingma & Welling 2014 in Rombach et al. 2022's form; diffusers' names."""
+"""The autoencoder between pictures and latents. Rombach et al. 2022, arXiv:2112.10752; names as in diffusers."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 diffusers' modules are written for every model there is; on a GPU they spend half their time copying between layouts and
 starting small kernels. What is done here is exact up to rounding:
 
-- GroupNorm and SiLU are one operation (`NormAct`);
+- GroupNorm and SiLU are one operation (`NormAct`), and so is the gated GELU (both in `kernels`);
 - the projections of the time embedding of all residual blocks are one matrix product a step (`TimeProjections`), with
   the bias of the convolution they are added to;
 - queries, keys and values of the self attention are one matrix product;
@@ -27,18 +27,30 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel, Transformer2DModelOutput
 from torch import Tensor, nn
 
+from . import kernels
+
 log = logging.getLogger(__name__)
 
 
+def _fast(weight: Tensor) -> bool:
+    """Whether our own kernels run where this weight is; elsewhere torch's operations do."""
+    return kernels.usable(weight.device, weight.dtype)
+
+
 class NormAct(nn.Module):
-    """GroupNorm over (N, C, H, W), then SiLU if `act`."""
+    """GroupNorm over x (N, C, H, W) + add (N, C), then SiLU if `act`."""
 
     def __init__(self, norm: nn.GroupNorm, act: bool):
         super().__init__()
         self.weight, self.bias = norm.weight, norm.bias
         self.groups, self.eps, self.act = norm.num_groups, norm.eps, act
+        self.fast = _fast(norm.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        if self.fast:
+            return kernels.norm_act(x, self.groups, self.weight, self.bias, self.eps, self.act, add)
+        if add is not None:
+            x = x + add[:, :, None, None]
         y = F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
         return F.silu(y, inplace=True) if self.act else y
 
@@ -56,12 +68,13 @@ class Resnet(nn.Module):
         self.norm1, self.norm2 = NormAct(block.norm1, True), NormAct(block.norm2, True)
         self.conv1, self.conv2, self.conv_shortcut = block.conv1, block.conv2, block.conv_shortcut
         self.rows = rows
+        if self.conv_shortcut is not None:  # both biases in one addition
+            both = self.conv_shortcut.bias + self.conv2.bias
+            self.conv_shortcut.bias, self.conv2.bias = nn.Parameter(both, requires_grad=False), None
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
         h = self.conv1(self.norm1(x))
-        if self.rows is not None and temb is not None:
-            h = h + temb[:, self.rows, None, None]
-        h = self.conv2(self.norm2(h))
+        h = self.conv2(self.norm2(h, None if self.rows is None or temb is None else temb[:, self.rows]))
         if self.conv_shortcut is not None:
             x = pixels(x, self.conv_shortcut.weight, self.conv_shortcut.bias)
         return h.add_(x)
@@ -136,14 +149,22 @@ class Block(nn.Module):
 
     def __init__(self, block: BasicTransformerBlock):
         super().__init__()
-        self.norm1, self.norm2, self.norm3, self.ff = block.norm1, block.norm2, block.norm3, block.ff
+        self.norm1, self.norm2, self.norm3 = block.norm1, block.norm2, block.norm3
+        self.wide, self.back = block.ff.net[0].proj, block.ff.net[2]
+        self.fast = _fast(self.wide.weight)
         self.attn1 = TextAttention(block.attn1) if block.only_cross_attention else SelfAttention(block.attn1)
         self.attn2 = TextAttention(block.attn2)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x))
-        return x + self.ff(self.norm3(x))
+        h = self.wide(self.norm3(x))
+        if self.fast:
+            h = kernels.gated_gelu(h)
+        else:
+            value, gate = h.chunk(2, dim=-1)
+            h = value * F.gelu(gate)
+        return x + self.back(h)
 
 
 class Transformer(nn.Module):

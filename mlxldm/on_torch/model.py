@@ -7,7 +7,7 @@ import gc
 import logging
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -119,16 +119,17 @@ class TorchModel:
 
     @torch.no_grad()
     def predict(self, x: Tensor, timestep: float, cond: Cond) -> tuple[Tensor, Tensor | None]:
-        if self._capture:
-            out = self._replay(x, timestep, cond)
-        else:
-            out = self._net(x, torch.full((1,), timestep, dtype=torch.float32, device=self.device), cond)
+        with self._here():
+            if self._capture:
+                out = self._replay(x, timestep, cond)
+            else:
+                out = self._net(x, torch.full((1,), timestep, dtype=torch.float32, device=self.device), cond)
         return out[:1], (out[1:] if cond.rows == 2 else None)
 
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         vae, config = self._vae, self.manifest.vae
-        with self._exact():
+        with self._here():
             moments = vae.encoder(_nchw(pixels, _dtype_of(vae)))
             if vae.quant_conv is not None:
                 moments = vae.quant_conv(moments)
@@ -147,7 +148,7 @@ class TorchModel:
 
     def _decode(self, latent: Tensor) -> Tensor:
         vae, config = self._vae, self.manifest.vae
-        with self._exact():
+        with self._here():
             z = _nchw(latent / config.scaling_factor + (config.shift_factor or 0.0), _dtype_of(vae))
             if vae.post_quant_conv is not None:
                 z = vae.post_quant_conv(z)
@@ -180,11 +181,8 @@ class TorchModel:
         for reader, text in zip(self._readers, cond.texts, strict=True):
             reader.use(text)
         sample = _nchw(torch.cat([x] * cond.rows), self.dtype)
-        with self._exact():
-            out = self._unet(
-                sample, timestep.expand(cond.rows), cond.context, added_cond_kwargs=cond.added, return_dict=False
-            )[0]
-        return _nhwc(out)
+        times = timestep.expand(cond.rows)
+        return _nhwc(self._unet(sample, times, cond.context, added_cond_kwargs=cond.added, return_dict=False)[0])
 
     def _replay(self, x: Tensor, timestep: float, cond: Cond) -> Tensor:
         """`_net`, as one launch of a CUDA graph: an SD 1.x U-Net is a thousand small kernels, and launching them one
@@ -203,13 +201,19 @@ class TorchModel:
                 return self._net(x, torch.full((1,), timestep, dtype=torch.float32, device=self.device), cond)
         return self._captured(x, timestep, cond)
 
-    def _exact(self) -> contextlib.AbstractContextManager:
-        """float32 means float32: cuDNN would take TF32 (10 bits of mantissa) for float32 convolutions."""
-        if self.device.type != "cuda" or self.dtype != torch.float32:
-            return contextlib.nullcontext()
-        return torch.backends.cudnn.flags(
-            enabled=True, benchmark=torch.backends.cudnn.benchmark, deterministic=False, allow_tf32=False
-        )
+    @contextlib.contextmanager
+    def _here(self) -> Iterator[None]:
+        """Compute on this model's GPU, and float32 as float32: cuDNN would take TF32 (10 bits of mantissa)."""
+        if self.device.type != "cuda":
+            yield
+            return
+        cudnn = torch.backends.cudnn
+        tf32 = cudnn.allow_tf32 and self.dtype != torch.float32
+        with (
+            torch.cuda.device(self.device),
+            cudnn.flags(enabled=True, benchmark=cudnn.benchmark, deterministic=False, allow_tf32=tf32),
+        ):
+            yield
 
 
 class Captured:

@@ -81,8 +81,14 @@ def write(folder: Path, captions: int = 4000, length: int = 32) -> int:
     put("merges.txt", "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
     put("special_tokens_map.json", json.dumps(special, indent=2) + "\n")
-    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length, "do_lower_case": True,
-              "add_prefix_space": False, "errors": "replace", **special}
+    config = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": length,
+        "do_lower_case": True,
+        "add_prefix_space": False,
+        "errors": "replace",
+        **special,
+    }
     put("tokenizer_config.json", json.dumps(config, indent=2) + "\n")
     return len(names)
 

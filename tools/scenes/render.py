@@ -153,26 +153,50 @@ SKIES: dict[str, tuple[tuple[Color, ...], ...]] = {
         (_rgb("081a35"), _rgb("0f2a4b"), _rgb("1a3d62"), _rgb("2c5578")),
     ),
 }
-TINT: dict[str, Color] = {"dawn": (1.0, 0.91, 0.91), "day": (1, 1, 1), "dusk": (0.86, 0.68, 0.62),
-                          "night": (0.37, 0.43, 0.64)}
-LAMP: dict[str, Color] = {"dawn": (1.0, 0.97, 0.97), "day": (1, 1, 1), "dusk": (0.94, 0.87, 0.86),
-                          "night": (0.88, 0.87, 0.92)}
-SHINE: dict[str, Color] = {"dawn": _rgb("fff3c8"), "day": _rgb("fff6cc"), "dusk": _rgb("ffe39a"),
-                           "night": _rgb("f6f1d8")}
+TINT: dict[str, Color] = {
+    "dawn": (1.0, 0.91, 0.91),
+    "day": (1, 1, 1),
+    "dusk": (0.86, 0.68, 0.62),
+    "night": (0.37, 0.43, 0.64),
+}
+LAMP: dict[str, Color] = {
+    "dawn": (1.0, 0.97, 0.97),
+    "day": (1, 1, 1),
+    "dusk": (0.94, 0.87, 0.86),
+    "night": (0.88, 0.87, 0.92),
+}
+SHINE: dict[str, Color] = {
+    "dawn": _rgb("fff0b0"),
+    "day": _rgb("fff2a8"),
+    "dusk": _rgb("ffe08a"),
+    "night": _rgb("f6f1d8"),
+}
 CLOUD: dict[str, tuple[Color, Color]] = {
     "dawn": (_rgb("fff6f2"), _rgb("dcb6cf")),
     "day": (_rgb("ffffff"), _rgb("c3d3e4")),
     "dusk": (_rgb("ffc59a"), _rgb("94506f")),
     "night": (_rgb("66719c"), _rgb("2d3763")),
 }
-GROUND: dict[str, Color] = {"spring": _rgb("a3d65c"), "summer": _rgb("3f9440"), "autumn": _rgb("d08a2e"),
-                            "winter": _rgb("f0f4fb")}
+GROUND: dict[str, Color] = {
+    "spring": _rgb("a3d65c"),
+    "summer": _rgb("3f9440"),
+    "autumn": _rgb("d08a2e"),
+    "winter": _rgb("f0f4fb"),
+}
 SAND = _rgb("eec98a")
-DESERT: dict[str, Color] = {"spring": _rgb("b4d670"), "summer": _rgb("f0cd8c"), "autumn": _rgb("b5602f"),
-                            "winter": _rgb("f0f4fb")}
+DESERT: dict[str, Color] = {
+    "spring": _rgb("b4d670"),
+    "summer": _rgb("f0cd8c"),
+    "autumn": _rgb("b5602f"),
+    "winter": _rgb("f0f4fb"),
+}
 ROCK = _rgb("76809a")
-WATER: dict[str, Color] = {"dawn": _rgb("8fb3d6"), "day": _rgb("2a86cf"), "dusk": _rgb("7a4a80"),
-                           "night": _rgb("14234f")}
+WATER: dict[str, Color] = {
+    "dawn": _rgb("8fb3d6"),
+    "day": _rgb("2a86cf"),
+    "dusk": _rgb("7a4a80"),
+    "night": _rgb("14234f"),
+}
 
 
 # ---------------------------------------------------------------------------------------------------- sprites
@@ -211,8 +235,15 @@ class _Pen:
         end = width if end < 0 else end
         long = math.hypot(x1 - x0, y1 - y0) or 1
         nx, ny = (y0 - y1) / long / 2, (x1 - x0) / long / 2
-        self.poly([(x0 + nx * width, y0 + ny * width), (x1 + nx * end, y1 + ny * end),
-                   (x1 - nx * end, y1 - ny * end), (x0 - nx * width, y0 - ny * width)], color)
+        self.poly(
+            [
+                (x0 + nx * width, y0 + ny * width),
+                (x1 + nx * end, y1 + ny * end),
+                (x1 - nx * end, y1 - ny * end),
+                (x0 - nx * width, y0 - ny * width),
+            ],
+            color,
+        )
         self.oval(x0, y0, width / 2, width / 2, color)
         self.oval(x1, y1, end / 2, end / 2, color)
 
@@ -284,7 +315,7 @@ def _boat(p: _Pen, c: Color, lit: bool, snow: bool) -> None:
         edge = [(x, top)]
         for i in range(1, 9):
             t = i / 8
-            edge.append((x + (foot - x) * (t ** 0.8), top + (0.80 - top) * t))
+            edge.append((x + (foot - x) * (t**0.8), top + (0.80 - top) * t))
         p.poly(edge + [(x, 0.80)], color, 0.12 if lit else 0)
 
     p.line(0.50, 0.02, 0.50, 0.9, 0.024, WOOD)
@@ -343,8 +374,12 @@ def _lighthouse(p: _Pen, c: Color, lit: bool, snow: bool) -> None:
 
 # width of the sprite as a share of the picture, height in widths
 OBJECTS: dict[str, tuple[float, float]] = {
-    "house": (0.33, 0.88), "tent": (0.34, 0.73), "balloon": (0.27, 1.43), "boat": (0.32, 1.06),
-    "windmill": (0.36, 1.15), "lighthouse": (0.27, 1.63),
+    "house": (0.33, 0.88),
+    "tent": (0.34, 0.73),
+    "balloon": (0.27, 1.43),
+    "boat": (0.32, 1.06),
+    "windmill": (0.36, 1.15),
+    "lighthouse": (0.27, 1.63),
 }
 
 
@@ -357,7 +392,8 @@ def _object(name: str, color: str, width: int, lit: bool, snow: bool, variant: i
         _windmill(pen, c, lit, snow, math.radians((12, 30, 48)[variant % 3]))
     else:
         {"house": _house, "tent": _tent, "balloon": _balloon, "boat": _boat, "lighthouse": _lighthouse}[name](
-            pen, c, lit, snow)
+            pen, c, lit, snow
+        )
     return pen.done(flip)
 
 
@@ -371,8 +407,12 @@ TREE_SHAPE = {"pine": 1.75, "leafy": 1.22, "palm": 1.3, "cactus": 1.35, "bush": 
 
 
 def _pine(p: _Pen, season: str, v: int) -> None:
-    dark, light = {"spring": ("2f7a48", "4d9a58"), "summer": ("1c5a38", "2f7747"), "autumn": ("5a5f2c", "7d7a36"),
-                   "winter": ("3b5f62", "557b7c")}[season]
+    dark, light = {
+        "spring": ("2f7a48", "4d9a58"),
+        "summer": ("1c5a38", "2f7747"),
+        "autumn": ("5a5f2c", "7d7a36"),
+        "winter": ("3b5f62", "557b7c"),
+    }[season]
     p.rect(0.45, 1.45, 0.55, 1.75, WOOD)
     tiers = ((1.50, 0.48, 0.55), (1.16, 0.40, 0.52), (0.84, 0.32, 0.48), (0.54, 0.23, 0.50))
     for base, half, tall in tiers:
@@ -380,9 +420,17 @@ def _pine(p: _Pen, season: str, v: int) -> None:
         p.poly([(0.5, top), (0.5 + half, base), (0.5 - half, base)], _rgb(dark))
         p.poly([(0.5, top), (0.5 - half, base), (0.5 - half * 0.1, base)], _rgb(light))
         if season == "winter":
-            p.poly([(0.5, top), (0.5 + half * 0.72, top + tall * 0.72), (0.5 + half * 0.3, top + tall * 0.58),
-                    (0.5, top + tall * 0.78), (0.5 - half * 0.35, top + tall * 0.6),
-                    (0.5 - half * 0.76, top + tall * 0.76)], SNOW)
+            p.poly(
+                [
+                    (0.5, top),
+                    (0.5 + half * 0.72, top + tall * 0.72),
+                    (0.5 + half * 0.3, top + tall * 0.58),
+                    (0.5, top + tall * 0.78),
+                    (0.5 - half * 0.35, top + tall * 0.6),
+                    (0.5 - half * 0.76, top + tall * 0.76),
+                ],
+                SNOW,
+            )
 
 
 def _leafy(p: _Pen, season: str, v: int) -> None:
@@ -406,22 +454,31 @@ def _palm(p: _Pen, season: str, v: int) -> None:
         nx, ny = 0.5 - bend + bend * t * t, 1.3 - 0.92 * t
         p.line(x, y, nx, ny, 0.10 - 0.05 * (t - 0.125), _rgb("8a6240"), 0.10 - 0.05 * t)
         x, y = nx, ny
-    dark, light = {"spring": ("3f9a44", "6cc05a"), "summer": ("1f7a3a", "35994a"), "autumn": ("a8882c", "cfa93c"),
-                   "winter": ("5f8582", "eef3fb")}[season]
+    dark, light = {
+        "spring": ("3f9a44", "6cc05a"),
+        "summer": ("1f7a3a", "35994a"),
+        "autumn": ("a8882c", "cfa93c"),
+        "winter": ("5f8582", "eef3fb"),
+    }[season]
     for i, a in enumerate((-165, -140, -115, -65, -40, -15, -190, 10)):
         r = math.radians(a)
         ux, uy = math.cos(r), math.sin(r)
         mx, my = x + ux * 0.24, y + uy * 0.2 - 0.03
         ex, ey = x + ux * 0.46, y + uy * 0.25 + 0.13
-        p.poly([(x, y - 0.02), (mx, my - 0.045), (ex, ey), (mx, my + 0.05), (x, y + 0.03)],
-               _rgb(light if i % 2 else dark))
+        p.poly(
+            [(x, y - 0.02), (mx, my - 0.045), (ex, ey), (mx, my + 0.05), (x, y + 0.03)], _rgb(light if i % 2 else dark)
+        )
     for dx in (-0.04, 0.04):
         p.oval(x + dx, y + 0.04, 0.04, 0.04, _rgb("5a3d28"))
 
 
 def _cactus(p: _Pen, season: str, v: int) -> None:
-    body, light = {"spring": ("3f9a52", "62b56c"), "summer": ("2c7d46", "46985c"), "autumn": ("6d7a35", "8d9646"),
-                   "winter": ("3f7a62", "5c957c")}[season]
+    body, light = {
+        "spring": ("3f9a52", "62b56c"),
+        "summer": ("2c7d46", "46985c"),
+        "autumn": ("6d7a35", "8d9646"),
+        "winter": ("3f7a62", "5c957c"),
+    }[season]
     a = (0.0, 0.1, -0.08)[v % 3]
     for color, dx, k in ((_rgb(body), 0.0, 1.0), (_rgb(light), -0.035, 0.36)):
         p.line(0.5 + dx, 1.27, 0.5 + dx, 0.16, 0.22 * k, color)
@@ -461,8 +518,11 @@ def _patch(p: _Pen, season: str, v: int) -> None:
         p.oval(0.5, 0.3, 0.5, 0.10, _rgb("d3dcec"))
         p.oval(0.47, 0.25, 0.42, 0.10, SNOW)
         return
-    colors = {"spring": ("ff86b8", "ffffff", "ffe14a", "ff9cc8"), "summer": ("2c7a35", "2c7a35", "59ad4b", "59ad4b"),
-              "autumn": ("b8391d", "e3741f", "f5b02e", "8f3a1c")}[season]
+    colors = {
+        "spring": ("ff86b8", "ffffff", "ffe14a", "ff9cc8"),
+        "summer": ("2c7a35", "2c7a35", "59ad4b", "59ad4b"),
+        "autumn": ("b8391d", "e3741f", "f5b02e", "8f3a1c"),
+    }[season]
     for i in range(9):
         x, y = 0.1 + 0.8 * (i + 0.7 * rng.random()) / 9.5, 0.08 + 0.24 * rng.random()
         c = _rgb(colors[i % 4])
@@ -478,7 +538,8 @@ def _patch(p: _Pen, season: str, v: int) -> None:
 def _plant(name: str, season: str, width: int, variant: int) -> np.ndarray:
     pen = _Pen(width, int(math.ceil(width * TREE_SHAPE[name])))
     {"pine": _pine, "leafy": _leafy, "palm": _palm, "cactus": _cactus, "bush": _bush, "patch": _patch}[name](
-        pen, season, variant)
+        pen, season, variant
+    )
     return pen.done(variant >= 3)
 
 
@@ -489,7 +550,7 @@ def _clouds(size: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     for v in range(18):
         rng = np.random.default_rng([v, 5])
         wide = (0.34, 0.46, 0.60)[v % 3]
-        w, h = int(wide * size), int(wide * 0.42 * size)
+        w, h = int(wide * size), int(wide * 0.50 * size)
         k = 3
         cover = Image.new("L", (w * k, h * k))
         light = Image.new("L", (w * k, h * k))
@@ -497,7 +558,7 @@ def _clouds(size: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
         puffs = []
         for i in range(8):
             t = (i + 0.5) / 8
-            puffs.append((0.16 + 0.68 * t, 0.10 + 0.13 * math.sin(math.pi * t) * rng.uniform(0.6, 1.1)))
+            puffs.append((0.16 + 0.68 * t, 0.09 + 0.12 * math.sin(math.pi * t) * rng.uniform(0.6, 1.1)))
         for x, r in puffs:
             y = 0.78 - r * 1.25
             box = [(x - r) * w * k, (y * h - r * w) * k, (x + r) * w * k, (y * h + r * w) * k]
@@ -507,8 +568,8 @@ def _clouds(size: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
         cover = cover.filter(ImageFilter.GaussianBlur(0.010 * size * k)).resize((w, h), Image.Resampling.BOX)
         light = light.filter(ImageFilter.GaussianBlur(0.016 * size * k)).resize((w, h), Image.Resampling.BOX)
         a = np.asarray(cover, np.float32) / 255
-        x = np.linspace(0, 1, w, dtype=np.float32)
-        fade = np.clip(np.minimum(x, 1 - x) * 12, 0, 1) * 0.93
+        across = np.linspace(0, 1, w, dtype=np.float32)
+        fade = np.clip(np.minimum(across, 1 - across) * 14, 0, 1) * 0.94
         out.append((a * fade, np.asarray(light, np.float32) / 255))
     return tuple(out)
 
@@ -576,25 +637,42 @@ def _curve(rng: np.random.Generator, xs: np.ndarray, rough: float, waves: int = 
     return (out / 1.5).astype(np.float32)
 
 
-def _ridge(img: np.ndarray, edge: np.ndarray, top: Color, bottom: Color, fade: float) -> None:
-    """Fill below an edge (share of the height, one value a column), fading from top to bottom colour over `fade`."""
+def _ridge(img: np.ndarray, edge: np.ndarray, top: Color, bottom: Color, fade: float, foot: float = 1.0) -> None:
+    """Fill from an edge (share of the height, one value a column) down to `foot`, fading from top to bottom colour."""
     size = img.shape[0]
     line = edge * size
-    y0 = int(max(math.floor(float(line.min())) - 1, 0))
-    if y0 >= size:
+    end = int(foot * size)
+    within = np.flatnonzero(line < end + 1)
+    if not len(within):
         return
-    rows = np.arange(y0, size, dtype=np.float32)[:, None]
     steep = np.sqrt(1 + np.gradient(line) ** 2)
+    x0, x1 = int(within[0]), int(within[-1]) + 1
+    line, steep = line[x0:x1], steep[x0:x1]
+    y0 = int(max(math.floor(float(line.min())) - 1, 0))
+    if y0 >= end:
+        return
+    rows = np.arange(y0, end, dtype=np.float32)[:, None]
     depth = rows + 0.5 - line[None]
     cover = np.clip(depth / steep + 0.5, 0, 1)[..., None]
     t = np.clip(depth / (fade * size), 0, 1)[..., None]
     a, b = np.asarray(top, np.float32), np.asarray(bottom, np.float32)
-    part = img[y0:]
+    part = img[y0:end, x0:x1]
     part += (a + (b - a) * t - part) * cover
 
 
-def _peak(img: np.ndarray, rng: np.random.Generator, x: float, y: float, base: float, half: float, rock: Color,
-          snow: Color, cap: float, side: int, haze: Color) -> None:
+def _peak(
+    img: np.ndarray,
+    rng: np.random.Generator,
+    x: float,
+    y: float,
+    base: float,
+    half: float,
+    rock: Color,
+    snow: Color,
+    cap: float,
+    side: int,
+    haze: Color,
+) -> None:
     """One mountain with a lit and a dark side and a snow cap of `cap` of its height."""
     size = img.shape[0]
     y0, y1 = max(int(y * size) - 1, 0), min(int(base * size) + 1, size)
@@ -653,8 +731,13 @@ def _shade(img: np.ndarray, x: float, y: float, width: float, height: float, pow
     """A soft shadow on the ground."""
     size = img.shape[0]
     w, h = max(int(width * size), 3), max(int(height * size), 2)
-    _blend(img, int(x * size) - w // 2, int(y * size) - h // 2, np.sqrt(_streak(w, h)) * np.float32(power),
-           (0.10, 0.10, 0.20))
+    _blend(
+        img,
+        int(x * size) - w // 2,
+        int(y * size) - h // 2,
+        np.sqrt(_streak(w, h)) * np.float32(power),
+        (0.10, 0.10, 0.20),
+    )
 
 
 def render(factors: Factors, rng: np.random.Generator, size: int = 256) -> tuple[np.ndarray, np.ndarray]:
@@ -692,8 +775,13 @@ def render(factors: Factors, rng: np.random.Generator, size: int = 256) -> tuple
         radius = max(size // 110, 1)
         for _ in range(int(rng.integers(26, 40)) if not cloudy else 0):
             x, y = rng.random(), rng.random() ** 1.2 * (horizon - 0.10)
-            _blend(img, int(x * size), int(y * size), _spot(radius + int(rng.random() < 0.25)) * rng.uniform(0.45, 1.0),
-                   (0.97, 0.97, 1.0))
+            _blend(
+                img,
+                int(x * size),
+                int(y * size),
+                _spot(radius + int(rng.random() < 0.25)) * rng.uniform(0.45, 1.0),
+                (0.97, 0.97, 1.0),
+            )
 
     # sun or moon, not behind the object
     light = factors["light"]
@@ -702,7 +790,7 @@ def render(factors: Factors, rng: np.random.Generator, size: int = 256) -> tuple
     lx = float(columns[int(rng.integers(len(columns)))] + rng.uniform(-0.04, 0.04))
     if time in ("dawn", "dusk"):
         ly, radius_l = horizon - float(rng.uniform(0.12, 0.20)), 0.074
-        ly -= {"mountains": 0.16, "hills": 0.10, "lake": 0.05, "desert": 0.04}.get(terrain, 0.0)
+        ly -= {"mountains": 0.16, "hills": 0.10, "lake": 0.05, "desert": 0.13}.get(terrain, 0.0)
     else:
         ly, radius_l = float(rng.uniform(0.11, 0.19)), 0.062
     if light == "none":
@@ -723,13 +811,24 @@ def render(factors: Factors, rng: np.random.Generator, size: int = 256) -> tuple
             cover, lit = bank[int(rng.integers(len(bank)))]
             x = ((start + i * 0.618) % 1.0) * 1.1 - 0.05
             y = 0.04 + (horizon - 0.22) * ((i * 0.381 + rng.uniform(0, 0.12)) % 1.0)
-            _blend(img, int(x * size) - cover.shape[1] // 2, int(y * size) - cover.shape[0] // 3, cover,
-                   shadow + (bright - shadow) * lit[..., None])
+            _blend(
+                img,
+                int(x * size) - cover.shape[1] // 2,
+                int(y * size) - cover.shape[0] // 3,
+                cover,
+                shadow + (bright - shadow) * lit[..., None],
+            )
     if light != "none":
         if cloudy:
             _glow(img, lx, ly, 0.055, shine, 0.5, bottom)
-        _disc(img, lx, ly, radius_l, shine if night else _mix(shine, (1, 1, 1), 0.35),
-              0 if light != "crescent" else (1 if rng.random() < 0.5 else -1))
+        _disc(
+            img,
+            lx,
+            ly,
+            radius_l,
+            shine if night else _mix(shine, _rgb("ffd84a"), {"dawn": 0.35, "day": 0.6, "dusk": 0.15}[time]),
+            0 if light != "crescent" else (1 if rng.random() < 0.5 else -1),
+        )
         if light == "moon":
             for dx, dy, r in ((-0.25, -0.15, 0.24), (0.3, 0.25, 0.18), (0.1, -0.45, 0.13)):
                 _disc(img, lx + dx * radius_l, ly + dy * radius_l, r * radius_l, _dim(shine, 0.90))
@@ -738,30 +837,79 @@ def render(factors: Factors, rng: np.random.Generator, size: int = 256) -> tuple
     side = 1 if lx < 0.5 else -1
     ground = DESERT[season] if terrain == "desert" else GROUND[season]
     # snow under coloured light would be orange or blue: keep it paler than the rest
-    soil = _mix(_mul(ground, tint), _mul(ground, lamp), 0.50 if winter and not night else 0.14)
+    soil = _mix(_mul(ground, tint), _mul(ground, lamp), 0.8 if winter and not night else 0.14)
+
+    frost = _mul(SNOW, _mix(tint, lamp, 0.55 if not night else 0.15))
 
     def far(color: Color, t: float) -> Color:
         return _mix(_mul(color, tint), haze, t)
 
     if terrain == "mountains":
-        for layer, (n, tall, t) in enumerate(((4, 0.27, 0.52), (3, 0.36, 0.22))):
+        for n, tall, t in ((4, 0.27, 0.52), (3, 0.36, 0.22)):
             shift = rng.random() / n
             order = rng.permutation(n + 1)
             for i in order:
                 x = (i + 0.25 + shift) / n - 0.15 + rng.uniform(-0.03, 0.03)
                 h = tall * rng.uniform(0.72, 1.05)
                 cap = {"winter": 0.80, "spring": 0.40, "autumn": 0.34, "summer": 0.26}[season]
-                _peak(img, rng, x, horizon + 0.06 - h, horizon + 0.16, h * rng.uniform(0.85, 1.1) * 1.1,
-                      far(ROCK, t), far(SNOW, t * 0.75), cap, side, far(_mix(ROCK, ground, 0.3), t + 0.15))
+                _peak(
+                    img,
+                    rng,
+                    x,
+                    horizon + 0.06 - h,
+                    horizon + 0.16,
+                    h * rng.uniform(0.85, 1.1) * 1.1,
+                    far(ROCK, t),
+                    _mix(frost, haze, t * 0.6),
+                    cap,
+                    side,
+                    far(_mix(ROCK, ground, 0.3), t + 0.15),
+                )
         edge = horizon + 0.06 + 0.03 * _curve(rng, xs, 1.6)
         _ridge(img, edge, _mix(soil, haze, 0.30), _mix(soil, haze, 0.12), 0.16)
     elif terrain == "hills":
         for i, t in enumerate((0.58, 0.36, 0.18)):
-            edge = horizon - 0.13 + 0.085 * i + (0.055 - 0.008 * i) * _curve(rng, xs, 1.5 + 0.25 * i, 2)
+            edge = horizon - 0.14 + 0.09 * i + (0.062 - 0.012 * i) * _curve(rng, xs, 2.3 + 0.2 * i, 2)
             back = _mix(soil, _dim(soil, 0.72), 0.65 if not winter else 0.15)
             _ridge(img, edge, _mix(soil, haze, t), _mix(back, haze, t * 0.8), 0.20)
     elif terrain == "desert":
-        dune = _mix(SAND, SNOW, 0.72) if winter else SAND
+        dune = _mix(SAND, SNOW, 0.30) if winter else SAND
+        rock = _rgb("b0603f")
+        for _ in range(2):
+            # table mountains, which tell a desert from hills in any season
+            x, w = rng.uniform(0.08, 0.92), rng.uniform(0.07, 0.13)
+            top = horizon - rng.uniform(0.13, 0.19)
+            edge = top + np.maximum(np.abs(xs - x) - w, 0) * 3.2 + 0.006 * _curve(rng, xs, 5.0, 2)
+            edge += np.where(np.abs(xs - x) > w + 0.022, np.minimum((np.abs(xs - x) - w - 0.022) * -2.2, 0), 0)
+            _ridge(img, edge.astype(np.float32), far(rock, 0.18), far(_dim(rock, 0.85), 0.45), 0.2, horizon + 0.11)
+            dark = edge + np.maximum((x + 0.3 * w * side - xs) * side, 0) * 8.0
+            _ridge(
+                img,
+                dark.astype(np.float32),
+                far(_dim(rock, 0.72), 0.2),
+                far(_dim(rock, 0.68), 0.45),
+                0.2,
+                horizon + 0.11,
+            )
+            if winter:
+                cover = np.where(np.abs(xs - x) < w, edge, 2.0)
+                _ridge(img, cover.astype(np.float32), frost, frost, 0.2, horizon + 0.11)
+                _ridge(
+                    img,
+                    np.maximum(edge, top + 0.026 + 0.012 * np.abs(np.sin((xs - x) * 60))).astype(np.float32),
+                    far(rock, 0.2),
+                    far(rock, 0.45),
+                    0.2,
+                    horizon + 0.11,
+                )
+                _ridge(
+                    img,
+                    np.maximum(dark, top + 0.026).astype(np.float32),
+                    far(_dim(rock, 0.72), 0.2),
+                    far(_dim(rock, 0.68), 0.45),
+                    0.2,
+                    horizon + 0.11,
+                )
         for i, t in enumerate((0.45, 0.22)):
             edge = horizon - 0.04 + 0.075 * i + 0.045 * _curve(rng, xs, 1.7 + 0.4 * i, 2)
             _ridge(img, edge, far(dune, t), far(_dim(dune, 0.74), t * 0.8), 0.17)
@@ -774,8 +922,19 @@ def render(factors: Factors, rng: np.random.Generator, size: int = 256) -> tuple
         shift = rng.random() / n
         for i in rng.permutation(n + 1):
             h = 0.20 * rng.uniform(0.7, 1.1)
-            _peak(img, rng, (i + shift) / n - 0.1, horizon + 0.02 - h, horizon + 0.10, h * 1.3, far(ROCK, 0.45),
-                  far(SNOW, 0.35), 0.8 if winter else 0.26, side, far(_mix(ROCK, ground, 0.3), 0.5))
+            _peak(
+                img,
+                rng,
+                (i + shift) / n - 0.1,
+                horizon + 0.02 - h,
+                horizon + 0.10,
+                h * 1.3,
+                far(ROCK, 0.45),
+                _mix(frost, haze, 0.3),
+                0.8 if winter else 0.26,
+                side,
+                far(_mix(ROCK, ground, 0.3), 0.5),
+            )
         edge = horizon - 0.045 + 0.028 * _curve(rng, xs, 1.9)
         _ridge(img, edge, _mix(soil, haze, 0.34), _mix(_dim(soil, 0.85), haze, 0.20), 0.06)
     else:
@@ -795,29 +954,45 @@ def render(factors: Factors, rng: np.random.Generator, size: int = 256) -> tuple
             deep = _mix(deep, _mul(_rgb("dcebf6"), tint), 0.5)
         rows = np.clip(h0 - 1 - np.arange(n), 0, size - 1)
         mirror = img[rows]
-        t = (np.arange(n, dtype=np.float32) / n)[:, None, None]
-        keep = (0.62 if terrain == "lake" else 0.42) - 0.35 * t
-        img[h0:] = np.asarray(deep, np.float32) * (0.92 - 0.12 * t) + (mirror - np.asarray(deep, np.float32)) * keep
+        down = (np.arange(n, dtype=np.float32) / n)[:, None, None]
+        keep = (0.62 if terrain == "lake" else 0.42) - 0.35 * down
+        base_color = np.asarray(deep, np.float32)
+        img[h0:] = base_color * (0.92 - 0.12 * down) + (mirror - base_color) * keep
         pale = _mix(low, (1, 1, 1), 0.15)
         for _ in range(16):
             t1 = rng.random()
             w, h = int((0.06 + 0.20 * t1) * size), max(int((0.006 + 0.012 * t1) * size), 2)
-            _blend(img, int(rng.uniform(-0.1, 1.0) * size), h0 + 1 + int(t1 * (shore - horizon) * size),
-                   _streak(w, h) * np.float32(0.30), pale)
+            _blend(
+                img,
+                int(rng.uniform(-0.1, 1.0) * size),
+                h0 + 1 + int(t1 * (shore - horizon) * size),
+                _streak(w, h) * np.float32(0.30),
+                pale,
+            )
         if light != "none":
             for i in range(9):
                 t1 = (i + 0.4) / 9
                 w = int((0.05 + 0.10 * t1 + rng.uniform(0, 0.04)) * size)
                 h = max(int((0.010 + 0.014 * t1) * size), 2)
-                _blend(img, int((lx + rng.uniform(-0.02, 0.02)) * size) - w // 2,
-                       h0 + 1 + int(t1 * (1 - horizon) * size), _streak(w, h) * np.float32(0.75 - 0.25 * t1), shine)
+                _blend(
+                    img,
+                    int((lx + rng.uniform(-0.02, 0.02)) * size) - w // 2,
+                    h0 + 1 + int(t1 * (1 - horizon) * size),
+                    _streak(w, h) * np.float32(0.75 - 0.25 * t1),
+                    shine,
+                )
         if winter:
             ice = _mix(tint, lamp, 0.30)
             for i in range(13 if terrain == "sea" else 6):
                 t1 = (i + rng.random()) / (13 if terrain == "sea" else 6)
                 w = max(int((0.07 + 0.17 * t1) * size) // 4 * 4, 4)
-                _paste(img, _floe(w, int(rng.integers(4))), int(rng.uniform(-0.1, 1.0) * size),
-                       h0 + 1 + int(t1 * (shore - horizon - 0.02) * size), ice)
+                _paste(
+                    img,
+                    _floe(w, int(rng.integers(4))),
+                    int(rng.uniform(-0.1, 1.0) * size),
+                    h0 + 1 + int(t1 * (shore - horizon - 0.02) * size),
+                    ice,
+                )
 
     # the ground one stands on
     front = shore if water else horizon + 0.115
@@ -829,7 +1004,7 @@ def render(factors: Factors, rng: np.random.Generator, size: int = 256) -> tuple
     _ridge(img, edge, _mix(soil, haze, 0.06), _dim(soil, 0.93 if winter else 0.80), 1.0 - front)
 
     # what grows and lies there; nothing in the object's column
-    lit_tint = _mix(tint, lamp, 0.50 if winter and not night else 0.20)
+    lit_tint = _mix(tint, lamp, 0.8 if winter and not night else 0.20)
     stands = what not in ("none", "balloon", "boat")
     width0 = OBJECTS[what][0] if what != "none" else 0.0
 
@@ -872,10 +1047,10 @@ def render(factors: Factors, rng: np.random.Generator, size: int = 256) -> tuple
     # the object
     mask = np.zeros((size, size), np.uint8)
     if what != "none":
-        lit = time in ("night", "dusk")
+        lamps = time in ("night", "dusk")
         scale = (0.92, 0.97, 1.02)[int(rng.integers(3))]
         step = int(round(width0 * scale * size))
-        sprite = _object(what, factors["color"], step, lit, winter, int(rng.integers(6)))
+        sprite = _object(what, factors["color"], step, lamps, winter, int(rng.integers(6)))
         h, w = sprite.shape[:2]
         if what == "balloon":
             base = float(rng.uniform(0.035, 0.10)) + h / size
@@ -887,20 +1062,24 @@ def render(factors: Factors, rng: np.random.Generator, size: int = 256) -> tuple
         x = min(max(x, 2), size - w - 2)
         if what == "boat":
             flip = sprite[::-1][: int(h * 0.45)]
-            t = np.linspace(0.38, 0.05, flip.shape[0], dtype=np.float32)[:, None]
+            fading = np.linspace(0.38, 0.05, flip.shape[0], dtype=np.float32)[:, None]
             part = flip[..., :3].astype(np.float32) / 255 * np.asarray(_mix(tint, lamp, 0.5), np.float32)
             room = int(min(flip.shape[0], max((shore - 0.03 - base) * size, 0)))
-            _blend(img, x, y + h, (flip[..., 3].astype(np.float32) / 255 * t)[:room], part[:room])
+            _blend(img, x, y + h, (flip[..., 3].astype(np.float32) / 255 * fading)[:room], part[:room])
             _shade(img, column, base, w / size * 0.9, 0.02, 0.25)
         elif what != "balloon":
-            _shade(img, column + 0.03 * side, base - 0.004, w / size * (0.8 if what == "windmill" else 1.1), 0.045, 0.38)
-        if lit and what != "balloon":
+            _shade(
+                img, column + 0.03 * side, base - 0.004, w / size * (0.8 if what == "windmill" else 1.1), 0.045, 0.38
+            )
+        if lamps and what != "balloon":
             r = int(w * 0.75)
             warm = _spot(r) * np.float32(0.20 if night else 0.08)
-            _blend(img, x + w // 2 - r, y + int(h * (0.18 if what == "lighthouse" else 0.6)) - r, warm, (1.0, 0.82, 0.5))
+            _blend(
+                img, x + w // 2 - r, y + int(h * (0.18 if what == "lighthouse" else 0.6)) - r, warm, (1.0, 0.82, 0.5)
+            )
         cover = _paste(img, sprite, x, y, lamp)
         x1, y1 = min(x + w, size), min(y + h, size)
-        mask[max(y, 0):y1, max(x, 0):x1] = np.round(cover[max(-y, 0):y1 - y, max(-x, 0):x1 - x] * 255)
+        mask[max(y, 0) : y1, max(x, 0) : x1] = np.round(cover[max(-y, 0) : y1 - y, max(-x, 0) : x1 - x] * 255)
     np.clip(img, 0, 1, out=img)
     img *= 255
     img += 0.5

@@ -9,9 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 
-def contact_sheet(
-    images: Sequence[np.ndarray], captions: Sequence[str] | None = None, columns: int = 8
-) -> Image.Image:
+def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str] | None = None, columns: int = 8) -> Image.Image:
     """One picture of many uint8 (h, w, 3) pictures, row by row, each with its caption below it."""
     h, w = images[0].shape[:2]
     gap, line = 4, 11

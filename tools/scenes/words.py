@@ -1,32 +1,64 @@
 """Say what a scene shows, in many ways.
 
 `caption(factors, rng)` writes one sentence or list; `caption_with_labels` also says which factors it names. Every
-phrase below is written in words separated by single spaces, so that the vocabulary is what stands in this file.
-Phrases in `{}` of a template are filled; the templates and the pairs of words kept for evaluation are never used in
-training (`held_out=True` uses nothing else), though every word of them is.
+phrase below is written in words separated by single spaces, so that the vocabulary is what stands in this file. The
+sentence forms kept for evaluation are never used in training (`held_out=True` uses nothing else), though every word
+of them is.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import re
-import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from render import COLUMN, FACTORS, LIGHTS, TERRAINS, TREES
+from render import FACTORS, LIGHTS, TERRAINS, TREES, valid
 
 Factors = dict[str, Any]
 LENGTH = 32  # positions of the text encoder, the two special tokens among them
 
 TIME_AT = {
-    "dawn": ("at dawn", "at sunrise", "in the early morning", "in the morning", "at daybreak", "in the morning light",
-             "at first light"),
-    "day": ("at noon", "by day", "in the daytime", "at midday", "in daylight", "during the day", "in the afternoon",
-            "on a bright day"),
-    "dusk": ("at dusk", "at sunset", "in the evening", "at twilight", "in the evening light", "in the golden hour",
-             "at sundown"),
-    "night": ("at night", "at midnight", "by night", "in the night", "in the dark", "late at night",
-              "in the middle of the night", "after dark"),
+    "dawn": (
+        "at dawn",
+        "at sunrise",
+        "in the early morning",
+        "in the morning",
+        "at daybreak",
+        "in the morning light",
+        "at first light",
+    ),
+    "day": (
+        "at noon",
+        "by day",
+        "in the daytime",
+        "at midday",
+        "in daylight",
+        "during the day",
+        "in the afternoon",
+        "on a bright day",
+    ),
+    "dusk": (
+        "at dusk",
+        "at sunset",
+        "in the evening",
+        "at twilight",
+        "in the evening light",
+        "in the golden hour",
+        "at sundown",
+    ),
+    "night": (
+        "at night",
+        "at midnight",
+        "by night",
+        "in the night",
+        "in the dark",
+        "late at night",
+        "in the middle of the night",
+        "after dark",
+    ),
 }
 TIME_NOUN = {
     "dawn": ("dawn", "sunrise", "morning", "early morning", "daybreak"),
@@ -35,10 +67,29 @@ TIME_NOUN = {
     "night": ("night", "midnight", "nighttime", "dark night"),
 }
 SKY = {
-    "clear": ("under a clear sky", "clear sky", "with a clear sky", "cloudless sky", "under a cloudless sky",
-              "no clouds", "without clouds", "clear weather"),
-    "cloudy": ("under a cloudy sky", "cloudy sky", "with clouds", "overcast", "cloudy", "clouds in the sky",
-               "under clouds", "with many clouds", "with a cloudy sky", "cloudy weather", "under an overcast sky"),
+    "clear": (
+        "under a clear sky",
+        "clear sky",
+        "with a clear sky",
+        "cloudless sky",
+        "under a cloudless sky",
+        "no clouds",
+        "without clouds",
+        "clear weather",
+    ),
+    "cloudy": (
+        "under a cloudy sky",
+        "cloudy sky",
+        "with clouds",
+        "overcast",
+        "cloudy",
+        "clouds in the sky",
+        "under clouds",
+        "with many clouds",
+        "with a cloudy sky",
+        "cloudy weather",
+        "under an overcast sky",
+    ),
 }
 SEASON_IN = {
     "spring": ("in spring", "in springtime", "in the spring", "with spring flowers", "with blossoms", "with flowers"),
@@ -53,16 +104,53 @@ SEASON_ADJ = {
     "winter": ("snowy", "winter", "wintry", "snow covered", "frozen"),
 }
 TERRAIN_AT = {
-    "sea": ("by the sea", "at the seaside", "by the ocean", "on the coast", "near the sea", "at the beach",
-            "next to the sea", "on the shore of the sea", "at the coast", "beside the ocean"),
-    "lake": ("by a lake", "by the lake", "at the lake", "on the shore of a lake", "near a lake", "next to a lake",
-             "beside the lake"),
-    "mountains": ("in the mountains", "near the mountains", "in front of mountains", "among mountains",
-                  "below the mountains", "in front of tall peaks", "with mountains"),
-    "hills": ("in the hills", "among the hills", "on a hill", "among rolling hills", "in hilly country",
-              "in a meadow with hills", "with hills"),
-    "desert": ("in the desert", "in a desert", "among sand dunes", "in the dunes", "on the sand of a desert",
-               "with sand dunes"),
+    "sea": (
+        "by the sea",
+        "at the seaside",
+        "by the ocean",
+        "on the coast",
+        "near the sea",
+        "at the beach",
+        "next to the sea",
+        "on the shore of the sea",
+        "at the coast",
+        "beside the ocean",
+    ),
+    "lake": (
+        "by a lake",
+        "by the lake",
+        "at the lake",
+        "on the shore of a lake",
+        "near a lake",
+        "next to a lake",
+        "beside the lake",
+    ),
+    "mountains": (
+        "in the mountains",
+        "near the mountains",
+        "in front of mountains",
+        "among mountains",
+        "below the mountains",
+        "in front of tall peaks",
+        "with mountains",
+    ),
+    "hills": (
+        "in the hills",
+        "among the hills",
+        "on a hill",
+        "among rolling hills",
+        "in hilly country",
+        "in a meadow with hills",
+        "with hills",
+    ),
+    "desert": (
+        "in the desert",
+        "in a desert",
+        "among sand dunes",
+        "in the dunes",
+        "on the sand of a desert",
+        "with sand dunes",
+    ),
 }
 TERRAIN_OVER = {
     "sea": ("over the sea", "above the sea", "over the ocean", "above the ocean"),
@@ -107,10 +195,23 @@ POSITION = {
 }
 TREE_WITH = {
     "none": ("without trees", "no trees", "treeless"),
-    "pine": ("with pine trees", "with pines", "with fir trees", "with some pines", "and pine trees",
-             "with evergreen trees", "with conifers"),
-    "leafy": ("with leafy trees", "with trees", "with round trees", "and leafy trees", "with some trees",
-              "with oak trees"),
+    "pine": (
+        "with pine trees",
+        "with pines",
+        "with fir trees",
+        "with some pines",
+        "and pine trees",
+        "with evergreen trees",
+        "with conifers",
+    ),
+    "leafy": (
+        "with leafy trees",
+        "with trees",
+        "with round trees",
+        "and leafy trees",
+        "with some trees",
+        "with oak trees",
+    ),
     "palm": ("with palm trees", "with palms", "and palm trees", "under palms", "with some palms"),
     "cactus": ("with cacti", "with cactus plants", "and cacti", "with cactuses", "with a cactus", "with some cacti"),
 }
@@ -122,12 +223,29 @@ TREE_NOUN = {
     "cactus": ("cacti", "cactus", "cactuses"),
 }
 LIGHT_WITH = {
-    "sun": ("with the sun", "with the sun in the sky", "with sun", "in the sun", "the sun is shining",
-            "with a shining sun", "in sunlight"),
-    "moon": ("with a full moon", "under a full moon", "with the full moon", "under the round moon",
-             "by the light of the full moon"),
-    "crescent": ("with a crescent moon", "under a crescent moon", "with a thin moon", "under the half moon",
-                 "by the light of a crescent moon"),
+    "sun": (
+        "with the sun",
+        "with the sun in the sky",
+        "with sun",
+        "in the sun",
+        "the sun is shining",
+        "with a shining sun",
+        "in sunlight",
+    ),
+    "moon": (
+        "with a full moon",
+        "under a full moon",
+        "with the full moon",
+        "under the round moon",
+        "by the light of the full moon",
+    ),
+    "crescent": (
+        "with a crescent moon",
+        "under a crescent moon",
+        "with a thin moon",
+        "under the half moon",
+        "by the light of a crescent moon",
+    ),
     "no sun": ("without the sun", "no sun", "the sun is hidden"),
     "no moon": ("without a moon", "no moon", "moonless"),
 }
@@ -139,14 +257,52 @@ LIGHT_NOUN = {
     "no moon": ("no moon", "moonless"),
 }
 OPENERS = (
-    "a painting of", "a picture of", "an illustration of", "a drawing of", "a photo of", "an image of", "a view of",
-    "a beautiful picture of", "a landscape with", "a scene with", "a beautiful landscape with", "a calm scene with",
-    "an artwork of", "painting of", "illustration of", "picture of", "photo of", "draw", "show me", "i want", "make",
-    "please draw", "a postcard of", "a poster of", "a small painting of", "a digital painting of",
+    "a painting of",
+    "a picture of",
+    "an illustration of",
+    "a drawing of",
+    "a photo of",
+    "an image of",
+    "a view of",
+    "a beautiful picture of",
+    "a landscape with",
+    "a scene with",
+    "a beautiful landscape with",
+    "a calm scene with",
+    "an artwork of",
+    "painting of",
+    "illustration of",
+    "picture of",
+    "photo of",
+    "draw",
+    "show me",
+    "i want",
+    "make",
+    "please draw",
+    "a postcard of",
+    "a poster of",
+    "a small painting of",
+    "a digital painting of",
 )
 STAND = ("", "", "", "standing", "is", "stands")
-ENDINGS = ("beautiful", "illustration", "digital art", "flat style", "landscape", "high quality", "peaceful", "calm",
-           "painting", "detailed", "pretty", "minimal", "nice colors", "colorful", "4 k", "artwork")
+ENDINGS = (
+    "beautiful",
+    "illustration",
+    "digital art",
+    "flat style",
+    "landscape",
+    "high quality",
+    "peaceful",
+    "calm",
+    "painting",
+    "detailed",
+    "pretty",
+    "minimal",
+    "nice colors",
+    "colorful",
+    "4 k",
+    "artwork",
+)
 FILLERS = (
     "a an the of with in on at by to from for and or under over above below near behind beside between next front is "
     "are it its there this that these one two three four five many few some lots no not only without sky air water "
@@ -163,13 +319,51 @@ FILLERS = (
     "glowing hanging rising setting lit window windows roof door fog mist misty rain storm windy cloud clouds weather "
     "season time early late full half new round thin crescent side edge corner middle center centre left right top "
     "bottom day night morning evening 0 1 2 3 4 5 6 7 8 9 . , ! ? : ; - ' \" ( ) s t k"
-).split()
+)
 
 ATTRIBUTES = ("terrain", "time", "sky", "season", "object", "color", "position", "trees", "light")
 
 
-def _one(rng: np.random.Generator, of: tuple[str, ...]) -> str:
-    return of[int(rng.integers(len(of)))]
+class _Draws:
+    """Random numbers that belong to a place in the grammar, not to an order of calls.
+
+    Two scenes that differ in one factor so get the same sentence but for that factor's words, which is what a table
+    of wrong captions needs.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.place, self.count = seed, "", 0
+
+    def random(self) -> float:
+        self.count += 1
+        key = f"{self.seed} {self.place} {self.count}".encode()
+        return int.from_bytes(hashlib.blake2b(key, digest_size=6).digest(), "big") / 2**48
+
+    def below(self, n: int) -> int:
+        return int(self.random() * n)
+
+    def shuffled(self, values: list[Any]) -> list[Any]:
+        keys = [self.random() for _ in values]
+        return [values[i] for i in sorted(range(len(values)), key=keys.__getitem__)]
+
+
+def _placed(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a method of _Said its own random numbers."""
+
+    @functools.wraps(method)
+    def run(self: _Said, *args: Any) -> Any:
+        before = self.rng.place, self.rng.count
+        self.rng.place, self.rng.count = method.__name__, 0
+        try:
+            return method(self, *args)
+        finally:
+            self.rng.place, self.rng.count = before
+
+    return run
+
+
+def _one(rng: _Draws, of: tuple[str, ...]) -> str:
+    return of[rng.below(len(of))]
 
 
 def _light(factors: Factors) -> str:
@@ -186,21 +380,23 @@ def _article(noun: str) -> str:
 class _Said:
     """The phrases of one caption and the factors they name."""
 
-    def __init__(self, factors: Factors, rng: np.random.Generator, keep: float) -> None:
+    def __init__(self, factors: Factors, rng: _Draws, keep: float) -> None:
         self.f, self.rng = factors, rng
         self.said: dict[str, Any] = {}
-        self.wanted = {n for n in ATTRIBUTES if rng.random() < keep and factors[n] is not None}
-        if rng.random() < 0.25:  # short sentences of people: two to four attributes
-            few = list(self.wanted)
-            few.sort()
-            self.wanted = {few[int(i)] for i in rng.permutation(len(few))[: int(rng.integers(2, 5))]}
+        kept = {n: rng.random() < keep for n in ATTRIBUTES}
+        short, order, few = rng.random() < 0.25, rng.shuffled(list(ATTRIBUTES)), 2 + rng.below(3)
+        nothing, anyway = rng.random() < 0.15, rng.random() < 0.6
+        absent = {n: rng.random() < 0.25 for n in ("trees", "light")}
+        self.wanted = {n for n in ATTRIBUTES if kept[n] and factors[n] is not None}
+        if short:  # people's sentences often name two to four things
+            self.wanted = {n for n in order[: few + 2] if n in self.wanted}
         if factors["object"] == "none":
-            if rng.random() < 0.85:
+            if not nothing:
                 self.wanted.discard("object")
-        elif rng.random() < 0.6:
+        elif anyway:
             self.wanted.add("object")
         for name in ("trees", "light"):
-            if factors[name] == "none" and rng.random() < 0.75:
+            if factors[name] == "none" and not absent[name]:
                 self.wanted.discard(name)
         if "object" not in self.wanted:
             self.wanted -= {"color", "position"}
@@ -214,6 +410,7 @@ class _Said:
     def has(self, name: str) -> bool:
         return name in self.wanted and name not in self.said
 
+    @_placed
     def thing(self, article: bool) -> str:
         """The object with its colour, "" if it is not to be named."""
         if not self.has("object"):
@@ -234,12 +431,14 @@ class _Said:
             return noun
         return _article(noun) if self.rng.random() < 0.9 else f"the {noun}"
 
+    @_placed
     def where(self) -> str:
         if not self.has("position"):
             return ""
         self.note("position")
         return _one(self.rng, POSITION[self.f["position"]])
 
+    @_placed
     def at_terrain(self) -> str:
         if not self.has("terrain"):
             return ""
@@ -251,6 +450,7 @@ class _Said:
             return _one(self.rng, TERRAIN_OVER[value])
         return _one(self.rng, TERRAIN_AT[value])
 
+    @_placed
     def noun_terrain(self, article: bool) -> str:
         """The terrain as a thing, sometimes with the season before it."""
         if not self.has("terrain"):
@@ -265,6 +465,7 @@ class _Said:
             return noun if plural else (_article(noun) if self.rng.random() < 0.6 else f"the {noun}")
         return noun
 
+    @_placed
     def time(self) -> str:
         if not self.has("time"):
             return ""
@@ -287,6 +488,7 @@ class _Said:
             return f"on {_article(_one(self.rng, (season, 'fall' if season == 'autumn' else season)))} {noun}"
         return _one(self.rng, TIME_AT[value])
 
+    @_placed
     def season(self) -> str:
         if not self.has("season"):
             return ""
@@ -295,18 +497,21 @@ class _Said:
             return _one(self.rng, SEASON_IN["summer"][:3])
         return _one(self.rng, SEASON_IN[self.f["season"]])
 
+    @_placed
     def sky(self) -> str:
         if not self.has("sky"):
             return ""
         self.note("sky")
         return _one(self.rng, SKY[self.f["sky"]])
 
+    @_placed
     def trees(self) -> str:
         if not self.has("trees"):
             return ""
         self.note("trees")
         return _one(self.rng, TREE_WITH[self.f["trees"]])
 
+    @_placed
     def light(self) -> str:
         if not self.has("light"):
             return ""
@@ -315,44 +520,45 @@ class _Said:
 
     def words(self, names: list[str]) -> list[str]:
         """One short form for each name, in this order."""
-        out = []
-        for name in names:
-            if not self.has(name):
-                continue
-            if name == "object":
-                text = self.thing(self.rng.random() < 0.35)
-                if self.rng.random() < 0.6 and self.has("position"):
-                    text += " " + self.where()
-            elif name == "color":
-                continue
-            elif name == "position":
-                text = self.where()
-            elif name == "terrain":
-                text = self.noun_terrain(False) if self.rng.random() < 0.75 else self.at_terrain()
-            elif name == "season":
-                self.note("season")
-                text = _one(self.rng, SEASON_ADJ[self.f["season"]][:2] + SEASON_IN[self.f["season"]][:3]
-                            + ((self.f["season"],) * 3))
-            else:
-                table: dict[str, tuple[str, ...]] = {"time": TIME_NOUN, "sky": SKY, "trees": TREE_NOUN,
-                                                     "light": LIGHT_NOUN}[name]
-                key = _light(self.f) if name == "light" else self.f[name]
-                if name == "time" and self.rng.random() < 0.3:
-                    text = self.time()
-                else:
-                    self.note(name)
-                    text = _one(self.rng, table[key])
-            out.append(text)
-        return out
+        return [t for t in (self.word(name) for name in names) if t]
+
+    def word(self, name: str) -> str:
+        before = self.rng.place, self.rng.count
+        self.rng.place, self.rng.count = "word " + name, 0
+        try:
+            return self._word(name)
+        finally:
+            self.rng.place, self.rng.count = before
+
+    def _word(self, name: str) -> str:
+        if not self.has(name) or name == "color":
+            return ""
+        draw, other = self.rng.random(), self.rng.random()
+        if name == "object":
+            text = str(self.thing(draw < 0.35))
+            return f"{text} {self.where()}" if other < 0.6 and self.has("position") else text
+        if name == "position":
+            return str(self.where())
+        if name == "terrain":
+            return str(self.noun_terrain(False) if draw < 0.75 else self.at_terrain())
+        if name == "season":
+            self.note("season")
+            value = self.f["season"]
+            return _one(self.rng, (*SEASON_ADJ[value][:2], *SEASON_IN[value][:3], value, value, value))
+        if name == "time" and draw < 0.3:
+            return str(self.time())
+        tables = {"time": TIME_NOUN, "sky": SKY, "trees": TREE_NOUN, "light": LIGHT_NOUN}
+        self.note(name)
+        return _one(self.rng, tables[name][_light(self.f) if name == "light" else self.f[name]])
 
     def rest(self) -> list[str]:
         """Everything not yet said, as phrases in any order."""
         makers = [self.at_terrain, self.time, self.season, self.sky, self.trees, self.light]
-        return [t for t in (makers[int(i)]() for i in self.rng.permutation(len(makers))) if t]
+        return [t for t in (make() for make in self.rng.shuffled(makers)) if t]
 
     def shuffled(self) -> list[str]:
         names = [n for n in ATTRIBUTES if n != "color"]
-        return [names[int(i)] for i in self.rng.permutation(len(names))]
+        return self.rng.shuffled(names)
 
 
 def _join(parts: list[str], by: str = " ") -> str:
@@ -377,7 +583,7 @@ def _object_first(s: _Said) -> str:
     where = s.where()
     rest = s.rest()
     if where:
-        rest.insert(int(s.rng.integers(min(len(rest), 2) + 1)), where)
+        rest.insert(s.rng.below(min(len(rest), 2) + 1), where)
     return _join([head, *rest], ", " if s.rng.random() < 0.2 else " ")
 
 
@@ -460,8 +666,15 @@ def _object_last(s: _Said) -> str:
     return _join([_join(lead, ", "), _join([thing, s.where()])], " : ")
 
 
-TRAINING = ((_list, 0.22), (_telegram, 0.12), (_object_first, 0.28), (_time_first, 0.10), (_scene_first, 0.13),
-            (_sentences, 0.08), (_season_object, 0.07))
+TRAINING = (
+    (_list, 0.22),
+    (_telegram, 0.12),
+    (_object_first, 0.28),
+    (_time_first, 0.10),
+    (_scene_first, 0.13),
+    (_sentences, 0.08),
+    (_season_object, 0.07),
+)
 HELD_OUT = ((_place_first, 0.34), (_sky_first, 0.33), (_object_last, 0.33))
 
 
@@ -470,49 +683,33 @@ def tokens(text: str) -> list[str]:
     return re.findall(r"[a-z]+|[0-9]|[^\sa-z0-9]+", text.lower())
 
 
-def _kept_pair(text: str, factors: Factors) -> bool:
-    """True for a tenth of all (word of the object, word of the terrain, time) triples: those kept for evaluation."""
-    key = " ".join([*sorted(set(tokens(text)) & _NOUNS), str(factors["time"]), str(factors["season"])])
-    return zlib.crc32(key.encode()) % 10 == 0
-
-
-_NOUNS = {
-    w
-    for table in (OBJECT, TERRAIN_NOUN, COLOR)
-    for values in table.values()
-    for text in values
-    for w in text.split()
-}
-
-
 def caption_with_labels(factors: Factors, rng: np.random.Generator, held_out: bool = False) -> tuple[str, Factors]:
     """A caption and the factors it names, `{name: value}`.
 
-    `held_out=True` writes captions for evaluation: sentence forms and combinations of words that training never sees.
+    `held_out=True` writes captions for evaluation, in sentence forms that training never sees. The same generator
+    state and factors that differ in one value give the same sentence but for that value's words.
     """
     forms = HELD_OUT if held_out else TRAINING
     edges = np.cumsum([w for _, w in forms])
-    text, said = "", {}
-    for attempt in range(200):
-        form = forms[min(int(np.searchsorted(edges, rng.random() * edges[-1], side="right")), len(forms) - 1)][0]
-        s = _Said(factors, rng, 0.82 if attempt < 100 else 0.6)
-        text = " ".join(form(s).replace(" ,", ",").split())
-        said = s.said
-        if not held_out and rng.random() < 0.10:
-            text += ", " + _one(rng, ENDINGS)
-        if not text or len(tokens(text)) > LENGTH - 2 or not said:
-            continue
-        if held_out == _kept_pair(text, factors):
-            break
-    if not held_out:
-        draw = rng.random()
-        if draw < 0.12:
-            text = text[0].upper() + text[1:]
-        if 0.06 < draw < 0.2 and not text.endswith(".") and len(tokens(text)) < LENGTH - 2:
-            text += "."
-        elif 0.2 < draw < 0.35:
-            text = text.replace(",", "")
-    return text, {n: said[n] for n in ATTRIBUTES if n in said}
+    for attempt in range(100):
+        draws = _Draws(int(rng.integers(2**62)))
+        form = forms[int(np.searchsorted(edges, draws.random() * edges[-1], side="right"))][0]
+        ending, first, stop = draws.random(), draws.random() < 0.12, draws.random()
+        more = _one(draws, ENDINGS)
+        said = _Said(factors, draws, 0.82 if attempt < 20 else 0.5)
+        text = " ".join(form(said).replace(" ,", ",").split())
+        if not held_out:
+            if ending < 0.10:
+                text += ", " + more
+            if first:
+                text = text[:1].upper() + text[1:]
+            if stop < 0.12:
+                text += "."
+            elif stop < 0.27:
+                text = text.replace(",", "")
+        if said.said and 0 < len(tokens(text)) <= LENGTH - 2:
+            return text, {n: said.said[n] for n in ATTRIBUTES if n in said.said}
+    raise AssertionError(f"no caption of {LENGTH - 2} tokens came up for {factors}")
 
 
 def caption(factors: Factors, rng: np.random.Generator, held_out: bool = False) -> str:
@@ -528,42 +725,57 @@ def attributes_mentioned(factors: Factors, rng: np.random.Generator, held_out: b
 def wrong(factors: Factors, name: str, rng: np.random.Generator) -> Factors:
     """The same factors with `name` changed to another value, anything that no longer fits moved along with it.
 
-    A changed terrain may move the trees, a changed time the light and a changed object the terrain, so that the
-    result is a scene `sample` could draw. Colour and position need an object.
+    Values that leave all other factors as they are come first: only cacti, or the moon on a night that becomes a day,
+    must move. Without an object there is no colour or position to change: the factors come back as they are.
     """
-    if factors[name] is None:
-        raise ValueError(f"there is no {name} to change: the scene has no object")
     out = dict(factors)
-    choices = [v for v in FACTORS[name] if v != factors[name]]
-    if name == "terrain":
-        choices = [v for v in choices if TERRAINS[factors["object"]][FACTORS["terrain"].index(v)] > 0]
-    elif name == "trees":
-        choices = [v for v in choices if v in TREES[factors["terrain"]]]
-    elif name == "light":
-        choices = [v for v in choices if v in LIGHTS[factors["time"]]]
-    elif name == "object":
-        fits = [v for v in choices if TERRAINS[v][FACTORS["terrain"].index(factors["terrain"])] > 0]
-        choices = [v for v in fits if v != "none"] if factors["object"] != "none" else fits
-    out[name] = _one(rng, tuple(choices))
+    if factors[name] is None:
+        return out
+    u, v = rng.random(), rng.random()
+    others = [c for c in FACTORS[name] if c != factors[name] and c != ("none" if name == "object" else "")]
+    fits = [c for c in others if name == "object" or valid({**factors, name: c})]
+    if name == "object":
+        fits = [c for c in others if TERRAINS[c][FACTORS["terrain"].index(factors["terrain"])] > 0]
+    if not fits and name == "terrain":
+        fits = [c for c in others if TERRAINS[factors["object"]][FACTORS["terrain"].index(c)] > 0]
+    choices = fits or others
+    out[name] = choices[int(u * len(choices))]
     if name == "object" and factors["object"] == "none":
-        out["color"], out["position"] = _one(rng, FACTORS["color"]), _one(rng, tuple(COLUMN))
-    if out["trees"] not in TREES[out["terrain"]]:
-        out["trees"] = _one(rng, TREES[out["terrain"]][1:])
-    if out["light"] not in LIGHTS[out["time"]]:
-        out["light"] = _one(rng, LIGHTS[out["time"]][1:])
+        out["color"] = FACTORS["color"][int(v * len(FACTORS["color"]))]
+        out["position"] = FACTORS["position"][int(v * len(FACTORS["position"]))]
+    for follows, fitting in (("trees", TREES[out["terrain"]]), ("light", LIGHTS[out["time"]])):
+        if out[follows] not in fitting:
+            out[follows] = fitting[1 + int(v * (len(fitting) - 1))]
     return out
 
 
 def words() -> list[str]:
     """Every word and sign the text encoder should know as one token, sorted."""
-    found = set(FILLERS)
-    tables = (TIME_AT, TIME_NOUN, SKY, SEASON_IN, SEASON_ADJ, TERRAIN_AT, TERRAIN_OVER, TERRAIN_ON, TERRAIN_NOUN,
-              OBJECT, COLOR, POSITION, TREE_WITH, TREE_NOUN, LIGHT_WITH, LIGHT_NOUN)
+    found = set(FILLERS.split())
+    tables = (
+        TIME_AT,
+        TIME_NOUN,
+        SKY,
+        SEASON_IN,
+        SEASON_ADJ,
+        TERRAIN_AT,
+        TERRAIN_OVER,
+        TERRAIN_ON,
+        TERRAIN_NOUN,
+        OBJECT,
+        COLOR,
+        POSITION,
+        TREE_WITH,
+        TREE_NOUN,
+        LIGHT_WITH,
+        LIGHT_NOUN,
+    )
     phrases = [p for table in tables for values in table.values() for p in values]
     phrases += [*OPENERS, *STAND, *ENDINGS]
-    phrases += ["a an there is we see it is the sky is clear cloudy overcast nothing else an empty landscape scene",
-                "on a sunny day by moonlight moonlit night starry stars spring summer autumn winter fall morning "
-                "evening"]
+    phrases += [
+        "a an there is we see it is the sky is clear cloudy overcast nothing else an empty landscape scene",
+        "on a sunny day by moonlight moonlit night starry stars spring summer autumn winter fall morning evening",
+    ]
     for phrase in phrases:
         found.update(tokens(phrase))
     return sorted(found)

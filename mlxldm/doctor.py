@@ -142,7 +142,7 @@ def middle(picture: np.ndarray) -> np.ndarray:
 
 
 def psnr(found: np.ndarray, expected: np.ndarray, peak: float | None = None) -> float:
-    """Peak signal to noise ratio in dB; the peak is the range of `expected` if not given. NaN, or unlike shapes: NaN."""
+    """Peak signal to noise ratio in dB; the peak is the range of `expected` if not given. Unlike shapes give NaN."""
     if found.shape != expected.shape:
         return math.nan
     wanted = expected.astype(np.float64)

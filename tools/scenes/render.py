@@ -504,7 +504,7 @@ def _bush(p: _Pen, season: str, v: int) -> None:
         p.oval(x, y, r, r * 0.85, mid)
     if season == "spring":
         for x, y in ((0.16, 0.36), (0.36, 0.18), (0.56, 0.3), (0.42, 0.42), (0.74, 0.36), (0.86, 0.47), (0.24, 0.5)):
-            p.oval(x, y, 0.065, 0.065, (light, _rgb("ff8fbd"))[int(x * 100) % 2])
+            p.oval(x, y, 0.08, 0.08, (light, _rgb("ff8fbd"))[int(x * 100) % 2])
     else:
         for x, y, r in ((0.15, 0.34, 0.07), (0.39, 0.21, 0.12), (0.72, 0.36, 0.07)):
             p.oval(x, y, r, r * 0.8, light)
@@ -523,15 +523,15 @@ def _patch(p: _Pen, season: str, v: int) -> None:
         "summer": ("2c7a35", "2c7a35", "59ad4b", "59ad4b"),
         "autumn": ("b8391d", "e3741f", "f5b02e", "8f3a1c"),
     }[season]
-    for i in range(9):
-        x, y = 0.1 + 0.8 * (i + 0.7 * rng.random()) / 9.5, 0.08 + 0.24 * rng.random()
+    for i in range(6):
+        x, y = 0.10 + 0.14 * (i + 0.6 * rng.random()), 0.10 + 0.20 * rng.random()
         c = _rgb(colors[i % 4])
         if season == "summer":
-            p.poly([(x - 0.05, y + 0.06), (x, y - 0.08), (x + 0.05, y + 0.06)], c)
+            p.poly([(x - 0.07, y + 0.08), (x, y - 0.10), (x + 0.07, y + 0.08)], c)
         elif season == "spring":
-            p.oval(x, y, 0.058, 0.05, c)
+            p.oval(x, y, 0.078, 0.066, c)
         else:
-            p.oval(x, y, 0.075, 0.045, c)
+            p.oval(x, y, 0.10, 0.06, c)
 
 
 @lru_cache(maxsize=4096)
@@ -773,7 +773,7 @@ def render(factors: Factors, rng: np.random.Generator, size: int = 256) -> tuple
     # stars
     if night:
         radius = max(size // 110, 1)
-        for _ in range(int(rng.integers(26, 40)) if not cloudy else 0):
+        for _ in range(int(rng.integers(20, 32)) if not cloudy else 0):
             x, y = rng.random(), rng.random() ** 1.2 * (horizon - 0.10)
             _blend(
                 img,
@@ -951,7 +951,7 @@ def render(factors: Factors, rng: np.random.Generator, size: int = 256) -> tuple
         n = size - h0
         deep = WATER[time]
         if winter and terrain == "lake":
-            deep = _mix(deep, _mul(_rgb("dcebf6"), tint), 0.5)
+            deep = _mix(deep, _mul(_rgb("dcebf6"), tint), 0.5 if time == "day" else 0.25)
         rows = np.clip(h0 - 1 - np.arange(n), 0, size - 1)
         mirror = img[rows]
         down = (np.arange(n, dtype=np.float32) / n)[:, None, None]
@@ -1011,8 +1011,8 @@ def render(factors: Factors, rng: np.random.Generator, size: int = 256) -> tuple
     def free(x: float, w: float) -> bool:
         return not stands or abs(x - column) > (width0 + w) * 0.5 + 0.01
 
-    for i in range(9):
-        x, y = (i + rng.random()) / 9, rng.uniform(front + 0.05, 0.97)
+    for i in range(7):
+        x, y = (i + rng.random()) / 7, rng.uniform(front + 0.05, 0.97)
         w = int((0.11 + 0.10 * (y - front)) * size) // 3 * 3
         if not (terrain == "desert" and season == "summer"):
             patch = _plant("patch", season, w, int(rng.integers(6)))

@@ -696,7 +696,7 @@ def caption_with_labels(factors: Factors, rng: np.random.Generator, held_out: bo
         form = forms[int(np.searchsorted(edges, draws.random() * edges[-1], side="right"))][0]
         ending, first, stop = draws.random(), draws.random() < 0.12, draws.random()
         more = _one(draws, ENDINGS)
-        said = _Said(factors, draws, 0.82 if attempt < 20 else 0.5)
+        said = _Said(factors, draws, (0.72 if held_out else 0.82) if attempt < 20 else 0.5)
         text = " ".join(form(said).replace(" ,", ",").split())
         if not held_out:
             if ending < 0.10:

@@ -15,9 +15,7 @@ a `Folder`: the manifest, and tensors read one by one when asked for.
 from __future__ import annotations
 
 import json
-import math
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +25,10 @@ import numpy as np
 
 from mlxldm.config import ClipTextConfig, Defaults, ScheduleConfig, UNetConfig, VaeConfig
 from mlxldm.errors import UserError, nearest
+from mlxldm.parameters import parameters
+from mlxldm.tensors import Tensor, TensorFile, open_regular, shown
+
+__all__ = ["FORMAT", "LAYOUT", "PARTS", "Folder", "Manifest", "Tensor", "open_folder"]
 
 FORMAT = 1
 LAYOUT = "OHWI"
@@ -35,42 +37,8 @@ FAMILIES = ("sd1", "sd2", "sdxl")
 TASKS = ("text-to-image",)
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
-MAX_JSON = 16 << 20  # bytes of any json file we read whole
-MAX_HEADER = 100_000_000  # bytes, as the safetensors library has it
-MAX_METADATA = 1 << 20
-MAX_TENSORS = 100_000
-MAX_DEPTH = 32  # of nested json
+MAX_JSON = 16 << 20  # bytes of a json file we read whole
 MAX_TOKENIZER_FILE = 64 << 20
-
-# safetensors' dtype names, their NumPy form; bfloat16 has none and is read as uint16
-DTYPES: dict[str, np.dtype] = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype("<u2"),
-    "I64": np.dtype("<i8"),
-    "I32": np.dtype("<i4"),
-    "I16": np.dtype("<i2"),
-    "I8": np.dtype("i1"),
-    "U64": np.dtype("<u8"),
-    "U32": np.dtype("<u4"),
-    "U16": np.dtype("<u2"),
-    "U8": np.dtype("u1"),
-    "BOOL": np.dtype("?"),
-}
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor's safetensors dtype name ("F16", "BF16", "F32", ...) and shape, known without reading it."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes it takes in the file."""
-        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -98,6 +66,7 @@ class Manifest:
     quantization: dict[str, Any] | None = None
     source: dict[str, Any] = field(default_factory=dict)
     license: str | None = None
+    zeros_for_empty: bool = False  # SDXL: a negative prompt that was not given is zeros, not the empty prompt
 
     @property
     def parts(self) -> dict[str, ClipTextConfig | UNetConfig | VaeConfig]:
@@ -119,6 +88,7 @@ class Manifest:
             "quantization": self.quantization,
             "source": self.source,
             "license": self.license,
+            "zeros_for_empty": self.zeros_for_empty,
         }
 
     @classmethod
@@ -136,7 +106,7 @@ class Manifest:
                 f"{where} says layout {values.get('layout')!r}, but {LAYOUT!r} was expected: convert the model again."
             )
         wanted = {"name": str, "family": str, "task": str, "parts": Mapping, "schedule": Mapping, "defaults": Mapping}
-        known = [*wanted, "format", "layout", "quantization", "source", "license"]
+        known = [*wanted, "format", "layout", "quantization", "source", "license", "zeros_for_empty"]
         for key in values:
             if key not in known:
                 raise UserError(f"{where} has the key '{str(key)[:80]}', which is not known.{nearest(str(key), known)}")
@@ -157,8 +127,9 @@ class Manifest:
         if quantization is not None:
             raise UserError(f"{where} says the model is quantized, which this version does not read: update mlxldm.")
         source, licence = values.get("source", {}), values.get("license")
-        if not isinstance(source, Mapping) or not isinstance(licence, str | None):
-            raise UserError(f"{where} has a source or license of the wrong kind: convert the model again.")
+        zeros = values.get("zeros_for_empty", False)
+        if not isinstance(source, Mapping) or not isinstance(licence, str | None) or not isinstance(zeros, bool):
+            raise UserError(f"{where} has a source, license or zeros_for_empty of the wrong kind: convert again.")
         return cls(
             name=values["name"],
             family=values["family"],
@@ -171,6 +142,7 @@ class Manifest:
             defaults=Defaults.from_dict(values["defaults"]),
             source=dict(source),
             license=licence,
+            zeros_for_empty=zeros,
         )
 
 
@@ -194,3 +166,119 @@ class Folder(Protocol):
     def nbytes(self, part: str) -> int:
         """How many bytes the part's tensors take as stored."""
         ...
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files of a folder
+
+
+def member(root: Path, *names: str) -> Path | None:
+    """`root/names...` if it exists and does not lead out of `root`; None if it does not exist.
+
+    In a hub cache every file is a link to `../../blobs/<hash>` of the same repository, which is as good as inside.
+    """
+    path = root.joinpath(*names)
+    if not os.path.lexists(path):
+        return None
+    base, target = root.resolve(), path.resolve()
+    homes = [base]
+    for parent in (base, *base.parents):
+        if parent.parent.name == "snapshots":
+            homes.append(parent.parent.parent / "blobs")
+            break
+    if not any(target.is_relative_to(home) for home in homes):
+        raise UserError(f"{shown(path)} is a link out of the model's folder, which is not followed.")
+    return path
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """A regular file of at most `limit` bytes."""
+    with os.fdopen(open_regular(path), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise UserError(f"{shown(path)} has {size} bytes; at most {limit} were expected.")
+        return file.read(limit + 1)[:limit]
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file. Infinity is let through, because diffusers writes it into scheduler configs."""
+    data = read_bytes(path, MAX_JSON)
+    try:
+        return json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError):
+        raise UserError(f"{shown(path)} is not JSON: the file is damaged.") from None
+
+
+def tokenizer_files(root: Path, folder: str) -> dict[str, bytes]:
+    """The files of a tokenizer folder that are needed to build the tokenizer, by name."""
+    found = {}
+    for name in TOKENIZER_FILES:
+        path = member(root, folder, name)
+        if path is not None:
+            found[name] = read_bytes(path, MAX_TOKENIZER_FILE)
+    return found
+
+
+def check(part: str, found: Mapping[str, Tensor], config: Any, where: str) -> None:
+    """Every parameter that `config` implies must be in `found` with its shape, and nothing else: or a UserError."""
+    wanted = parameters(config)
+    missing = [name for name in wanted if name not in found]
+    extra = [name for name in found if name not in wanted]
+    wrong = [name for name in wanted if name in found and found[name].shape != wanted[name]]
+    if missing:
+        raise UserError(f"{where} lacks {len(missing)} of the {part}'s {len(wanted)} tensors: {_some(missing)}.")
+    if extra:
+        raise UserError(f"{where} has {len(extra)} tensors that have no place in the {part}: {_some(extra)}.")
+    if wrong:
+        named = [f"{name} is {list(found[name].shape)}, expected {list(wanted[name])}" for name in wrong[:5]]
+        raise UserError(f"{where}: {len(wrong)} tensors are not of the shape the {part}'s config says: {_some(named)}.")
+
+
+def _some(names: list[str]) -> str:
+    """The first five names, and whether there are more."""
+    return ", ".join(shown(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+class _Written:
+    """A folder written by us."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest = Manifest.from_json(read_json(path / "model.json"), shown(path / "model.json"))
+        self._files: dict[str, TensorFile] = {}
+        for part, config in self.manifest.parts.items():
+            file = member(path, f"{part}.safetensors")
+            if file is None:
+                raise UserError(f"{shown(path)} has no {part}.safetensors: the model folder is not complete.")
+            opened = self._files[part] = TensorFile(file)
+            if opened.metadata.get("layout") != LAYOUT or opened.metadata.get("part") != part:
+                raise UserError(
+                    f"{shown(file)} has no layout mark of mlxldm, so it was not written by mlxldm-convert: "
+                    f"convert the model again."
+                )
+            check(part, opened.tensors, config, shown(file))
+
+    def names(self, part: str) -> dict[str, Tensor]:
+        return dict(self._files[part].tensors)
+
+    def read(self, part: str, name: str) -> np.ndarray:
+        return self._files[part].read(name)
+
+    def tokenizer_files(self, number: int = 1) -> dict[str, bytes]:
+        return tokenizer_files(self.path, "tokenizer" if number == 1 else f"tokenizer_{number}")
+
+    def nbytes(self, part: str) -> int:
+        return sum(tensor.nbytes for tensor in self._files[part].tensors.values())
+
+
+def open_folder(path: str | os.PathLike[str]) -> Folder:
+    """A model folder written by `mlxldm-convert`, checked: every tensor its configs imply is there, and no other.
+
+    Raises UserError for a folder that is not one, is damaged, or is of another version.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"There is no folder {shown(path)}.")
+    if not (path / "model.json").is_file():
+        raise UserError(f"{shown(path)} has no model.json, so it was not written by mlxldm-convert.")
+    return _Written(path)

@@ -1,18 +1,19 @@
 """CLIP's byte-level byte-pair encoding, exactly as transformers' fast tokenizer does it. Standard library only.
 
-A prompt is cut into words (letters, single digits, runs of anything else), each word is written as UTF-8 bytes, each byte
-as one of 256 printable letters (GPT-2's table), and neighbouring symbols are merged by rank until none fits. The last
-symbol of a word carries `</w>`.
+A prompt is cut into words (letters, single digits, runs of anything else), each word is written as UTF-8 bytes, each
+byte as one of 256 printable letters (GPT-2's table), and neighbouring symbols are merged by rank until none fits. The
+last symbol of a word carries `</w>`.
 
-Three details decide whether rare prompts come out right: white space is Unicode's White_Space, which `str.isspace` is not
-(U+001C to U+001F); lower-casing goes letter by letter, without Python's rule for the last sigma of a word; and words are
-found with `unicodedata` categories, because `re` has no \\p{L}.
+Three details decide whether rare prompts come out right: white space is Unicode's White_Space, which `str.isspace` is
+not (U+001C to U+001F); lower-casing goes letter by letter, without Python's rule for the last sigma of a word; and
+words are found with `unicodedata` categories, because `re` has no \\p{L}.
 """
 
 from __future__ import annotations
 
 import heapq
 import json
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -37,8 +38,8 @@ def _byte_letters() -> dict[int, str]:
     return {**{byte: chr(byte) for byte in plain}, **{byte: chr(256 + i) for i, byte in enumerate(rest)}}
 
 
-# Letters and numbers of Unicode 15 and 16, and lower cases up to 17, that an older Python's tables lack (3.11 has 14.0).
-# Found by asking the `tokenizers` library (0.23) about every code point.
+# Where the tables of Python (3.11: Unicode 14) and of the `tokenizers` library (0.23: Unicode 16, its NFC 9) differ;
+# found by asking both about every code point.
 NEW_LETTERS = (
     (0x1C89, 0x1C8A), (0xA7CB, 0xA7CD), (0xA7DA, 0xA7DC), (0x105C0, 0x105F3), (0x10D4A, 0x10D65), (0x10D6F, 0x10D85),
     (0x10EC2, 0x10EC4), (0x1123F, 0x11240), (0x11380, 0x11389), (0x1138B, 0x1138B), (0x1138E, 0x1138E),
@@ -52,6 +53,17 @@ NEW_NUMBERS = (
     (0x10D40, 0x10D49), (0x116D0, 0x116E3), (0x11BF0, 0x11BF9), (0x11F50, 0x11F59), (0x16130, 0x16139),
     (0x16D70, 0x16D79), (0x1CCF0, 0x1CCF9), (0x1D2C0, 0x1D2D3), (0x1E4F0, 0x1E4F9), (0x1E5F1, 0x1E5FA),
 )  # fmt: skip
+# Marks that Python's NFC moves or joins, and the library's older NFC (Unicode 9) leaves where they stand.
+NEW_MARKS = (
+    (0x07FD, 0x07FD), (0x0898, 0x089F), (0x08CA, 0x08D3), (0x09FE, 0x09FE), (0x0C3C, 0x0C3C), (0x0D3B, 0x0D3C),
+    (0x0EBA, 0x0EBA), (0x1715, 0x1715), (0x1ABF, 0x1ACE), (0x1DF6, 0x1DFA), (0xA82C, 0xA82C), (0x10D24, 0x10D27),
+    (0x10EAB, 0x10EAC), (0x10F46, 0x10F50), (0x10F82, 0x10F85), (0x11070, 0x11070), (0x1133B, 0x1133B),
+    (0x1145E, 0x1145E), (0x11839, 0x1183A), (0x11930, 0x11930), (0x1193D, 0x1193E), (0x11943, 0x11943),
+    (0x119E0, 0x119E0), (0x11A34, 0x11A34), (0x11A47, 0x11A47), (0x11A99, 0x11A99), (0x11D42, 0x11D42),
+    (0x11D44, 0x11D45), (0x11D97, 0x11D97), (0x16FF0, 0x16FF1), (0x1E130, 0x1E136), (0x1E2AE, 0x1E2AE),
+    (0x1E2EC, 0x1E2EF),
+)  # fmt: skip
+MARKS = re.compile("([" + "".join(f"{chr(a)}-{chr(b)}" for a, b in NEW_MARKS) + "])")
 NEW_LOWER = {
     **{chr(upper): chr(upper + 1) for upper in (0x1C89, 0xA7CC, 0xA7CE, 0xA7D2, 0xA7D4, 0xA7DA)},
     **{chr(upper): chr(upper + 0x20) for upper in range(0x10D50, 0x10D66)},
@@ -107,8 +119,8 @@ class ClipTokenizer:
     def from_files(cls, files: Mapping[str, bytes]) -> ClipTokenizer:
         """From the contents of a tokenizer folder: `vocab.json` and `merges.txt`, or `tokenizer.json`.
 
-        Special tokens come from `tokenizer_config.json` and `special_tokens_map.json` where they say so; an older folder
-        (without `added_tokens_decoder`) means what the map says when the two differ.
+        Special tokens come from `tokenizer_config.json` and `special_tokens_map.json` where they say so; an older
+        folder (without `added_tokens_decoder`) means what the map says when the two differ.
         """
         config, special = _json(files, "tokenizer_config.json"), _json(files, "special_tokens_map.json")
         whole = _json(files, "tokenizer.json")
@@ -122,9 +134,10 @@ class ClipTokenizer:
                 raise UserError("tokenizer.json is not a byte-pair encoding: this is not a CLIP tokenizer.")
             if model.get("end_of_word_suffix") != "</w>" or model.get("continuing_subword_prefix"):
                 raise UserError("tokenizer.json does not end words with </w>: this is not a CLIP tokenizer.")
-            vocabulary, pairs = model.get("vocab"), model.get("merges")
-            if not isinstance(vocabulary, dict) or not isinstance(pairs, list) or len(pairs) > MAX_VOCABULARY:
+            names, pairs = model.get("vocab"), model.get("merges")
+            if not isinstance(names, dict) or not isinstance(pairs, list) or len(pairs) > MAX_VOCABULARY:
                 raise UserError("tokenizer.json has no usable vocab and merges: it is damaged.")
+            vocabulary = names
             merges = [_pair(item.split(" ") if isinstance(item, str) else item) for item in pairs]
         else:
             raise UserError("The tokenizer has neither vocab.json with merges.txt nor tokenizer.json.")
@@ -236,7 +249,7 @@ def _split(text: str, tokens: list[str]) -> Iterator[tuple[str, bool]]:
 
 def _normalise(text: str) -> str:
     """Unicode's NFC form, white space as single blanks, lower case letter by letter."""
-    text = unicodedata.normalize("NFC", text)
+    text = "".join(unicodedata.normalize("NFC", run) for run in MARKS.split(text))
     return "".join(" " if c in WHITE_SPACE else NEW_LOWER.get(c) or c.lower() for c in text)
 
 

@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet
-DEMO = a red house by the lake in summer, at dusk
+DEMO = a red lighthouse by the sea at dusk
 
 .PHONY: demo test lint clean
 

@@ -120,7 +120,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     parser = _Parser(
         prog="mlxldm",
         description="Latent diffusion on your own computer: MLX on Apple silicon and CPUs, PyTorch on NVIDIA.",
-        epilog='Begin with:  mlxldm generate "a red house by the lake at dusk"',
+        epilog='Begin with:  mlxldm generate "a red lighthouse by the sea at dusk"',
     )
     parser.add_argument("--version", action="store_true", help="print the version")
     subs = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)

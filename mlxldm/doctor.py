@@ -40,7 +40,7 @@ PARTS = {
     "picture": "whole picture",
 }
 
-JOB = Job(prompt="a red house by the lake in summer, at dusk", negative="snow", seed=7, sampler="ddim")
+JOB = Job(prompt="a red lighthouse by the sea at dusk", negative="snow", seed=7, sampler="ddim")
 TIMESTEP = 500.0
 PATCH = 64  # pixels a side of what the autoencoder is tried on
 

@@ -36,3 +36,20 @@ def has(module: str) -> bool:
 
 needs_torch = pytest.mark.skipif(not has("torch") or not has("diffusers"), reason="torch and diffusers are missing")
 needs_mlx = pytest.mark.skipif(not has("mlx"), reason="MLX is missing")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory):
+    """`tiny_folder(kind, layout)`: a tiny diffusers pipeline of `tiny.KINDS`, saved once for the whole run."""
+    import tiny
+
+    root = tmp_path_factory.mktemp("tiny")
+    return lambda kind="sd1", layout="today": tiny.saved(kind, layout, root)
+
+
+@pytest.fixture(scope="session")
+def little_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A little model folder of ours, made without torch."""
+    import little
+
+    return little.write(tmp_path_factory.mktemp("little") / "little")

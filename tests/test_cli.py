@@ -1,0 +1,340 @@
+"""The command line: what it prints where, what it writes, its exit codes, and every kind of bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import needs_mlx
+from PIL import Image
+
+import mlxldm
+from mlxldm import backend, cli
+from mlxldm.job import Job
+from mlxldm.picture import load_image, read_job, read_record
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]):
+    """Run a command in this process: exit code, stdout, stderr."""
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        code = cli.main([str(argument) for argument in arguments])
+        return code, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def draw(run, little_folder: Path):
+    """`mlxldm generate` with the little model on MLX's CPU."""
+
+    def draw(*arguments: str | Path) -> tuple[int, str, str]:
+        return run("generate", *arguments, "--model", little_folder, "--backend", "mlx", "--device", "cpu")
+
+    return draw
+
+
+def refused(result: tuple[int, str, str], *said: str) -> None:
+    """Exit code 2, nothing on stdout, one sentence on stderr that says these things, no traceback."""
+    code, out, err = result
+    assert code == 2, err
+    assert out == ""
+    assert err.startswith("mlxldm: ") and err.count("\n") == 1 and "Traceback" not in err, err
+    for words in said:
+        assert words in err, err
+
+
+# Drawing.
+
+
+@needs_mlx
+def test_a_picture_with_its_job_inside(draw, here: Path):
+    code, out, err = draw("a red house", "--seed", "7", "--negative", "snow", "-o", "out.png")
+    assert (code, out) == (0, "out.png\n"), err
+    assert [path.name for path in here.iterdir()] == ["out.png"]
+    with Image.open("out.png") as picture:
+        assert picture.size == (64, 64) and picture.mode == "RGB"
+        assert "a red house" in picture.info["parameters"] and "Seed: 7" in picture.info["parameters"]
+        assert np.asarray(picture).std() > 1
+    job, made_by = read_record("out.png")
+    assert (job.prompt, job.negative, job.seed, job.steps, job.sampler) == ("a red house", "snow", 7, 4, "ddim")
+    assert made_by["mlxldm"] == mlxldm.__version__ and "MLX" in made_by["backend"]
+
+
+@needs_mlx
+def test_the_choice_and_its_reason_are_said(draw, here: Path):
+    _, _, err = draw("x", "-o", "out.png", "--steps", "1")
+    assert err.count("\n") == 1 and "MLX" in err and "float32" in err and "asked for" in err
+
+
+@needs_mlx
+def test_make_it_again_from_the_picture_and_from_json(draw, here: Path):
+    draw("a house", "--seed", "5", "--sampler", "euler_a", "--steps", "2", "-o", "first.png")
+    draw("--job", "first.png", "-o", "again.png")
+    assert np.array_equal(load_image("first.png", 64, 64), load_image("again.png", 64, 64))
+    Path("job.json").write_text(json.dumps(read_job("first.png").to_json()))
+    draw("--job", "job.json", "-o", "json.png")
+    assert np.array_equal(load_image("first.png", 64, 64), load_image("json.png", 64, 64))
+    draw("--job", "first.png", "--seed", "6", "-o", "other.png")
+    assert read_job("other.png") == read_job("first.png").replace(seed=6)
+    assert not np.array_equal(load_image("first.png", 64, 64), load_image("other.png", 64, 64))
+
+
+@needs_mlx
+def test_names_of_pictures(draw, here: Path):
+    """Without -o nothing is ever replaced; with it, that file is."""
+    for _ in range(2):
+        assert draw("A red, red house!", "--seed", "7", "--steps", "1")[0] == 0
+    draw("x", "--seed", "3", "--steps", "1", "--count", "2")
+    draw("", "--seed", "1", "--steps", "1")
+    draw("x", "--seed", "3", "--steps", "1", "-o", ".")
+    draw("x", "--seed", "3", "--steps", "1", "--count", "2", "-o", "y.png")
+    draw("z", "--seed", "3", "--steps", "1", "-o", "y-1.png")
+    assert sorted(path.name for path in here.iterdir()) == [
+        "a-red-red-house-7-2.png", "a-red-red-house-7.png", "picture-1.png",
+        "x-3-2.png", "x-3.png", "x-4.png", "y-1.png", "y-2.png",
+    ]  # fmt: skip
+    assert read_job("y-1.png").prompt == "z" and read_job("y-2.png").seed == 4
+
+
+@needs_mlx
+def test_a_count_is_that_many_seeds(draw, here: Path):
+    code, out, err = draw("x", "--seed", "3", "--count", "2", "--steps", "2", "--json", "-o", "a.png")
+    assert code == 0, err
+    report = json.loads(out)
+    assert [picture["seed"] for picture in report["pictures"]] == [3, 4]
+    assert [picture["path"] for picture in report["pictures"]] == ["a-1.png", "a-2.png"]
+    assert report["job"]["count"] == 2 and report["backend"]["name"] == "mlx" and report["memory"]["weights"] > 0
+    draw("x", "--seed", "4", "--steps", "2", "-o", "b.png")
+    assert np.array_equal(load_image("b.png", 64, 64), load_image("a-2.png", 64, 64))
+    assert read_job("a-2.png") == read_job("b.png")
+
+
+@needs_mlx
+def test_starting_from_a_picture_and_a_mask(draw, here: Path):
+    Image.new("RGB", (75, 50), "red").save("start.png")
+    Image.new("L", (75, 50), 255).save("mask.png")
+    assert draw("x", "--image", "start.png", "--strength", "0.5", "--seed", "1", "-o", "a.png")[0] == 0
+    with Image.open("a.png") as picture:
+        assert picture.size == (72, 48)
+    assert draw("x", "--image", "start.png", "--mask", "mask.png", "--seed", "1", "-o", "b.png")[0] == 0
+    assert read_job("b.png").mask == "mask.png"
+
+
+@needs_mlx
+def test_an_existing_device_file_is_written_in_place(draw, here: Path):
+    assert draw("x", "--steps", "1", "-o", "/dev/null")[0] == 0
+    assert not Path("/dev/null").is_file()
+
+
+# Bad input: exit 2, one sentence, nothing written.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["x", "--backend", "mxl"], ["mxl", "Did you mean 'mlx'?"]),
+        (["x", "--device", "gup"], ["gup", "Did you mean 'gpu'"]),
+        (["x", "--precision", "float61"], ["float61", "Did you mean 'float16'"]),
+        (["x", "--model", "scens"], ["scens", "scenes"]),
+        (["x", "--model", "nobody/nothing"], ["nobody/nothing"]),
+        (["x", "--stepps", "3"], ["--stepps", "Did you mean '--steps'?"]),
+        (["x", "y"], ["'y'", "quotes"]),
+        ([], ["prompt"]),
+        (["x", "--steps", "many"], ["--steps", "'many' is not a whole number"]),
+        (["x", "--guidance"], ["--guidance"]),
+        (["--job", "missing.json"], ["missing.json"]),
+    ],
+)
+def test_arguments_that_are_wrong(run, here: Path, arguments: list[str], said: list[str]):
+    refused(run("generate", *arguments), *said)
+    assert not list(here.iterdir())
+
+
+@needs_mlx
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["x", "--sampler", "eular"], ["eular", "Did you mean 'euler'"]),
+        (["x", "--spacing", "karas"], ["karas", "Did you mean 'karras'?"]),
+        (["x", "--noise", "nvida"], ["nvida", "nvidia"]),
+        (["x", "--width", "60"], ["60", "8"]),
+        (["x", "--height", "0"], ["0"]),
+        (["x", "--width", "-64"], ["-64"]),
+        (["x", "--steps", "0"], ["0"]),
+        (["x", "--count", "0"], ["0"]),
+        (["x", "--guidance", "nan"], ["nan"]),
+        (["x", "--strength", "0.5"], ["image"]),
+        (["x", "--mask", "missing.png"], ["image"]),
+        (["x", "--image", "missing.png"], ["missing.png"]),
+        (["a house " * 10], ["too long", "75 tokens", "would be left out"]),
+        (["x", "--negative", "a house " * 10], ["negative", "too long"]),
+        (["x\udcff"], ["prompt"]),
+        (["x", "-o", "nowhere/a.png"], ["nowhere"]),
+        (["x", "-o", "a.jpg"], ["a.jpg", ".png"]),
+        (["x", "-o", "/proc/a.png"], ["/proc/a.png", "cannot be written"]),
+    ],
+)
+def test_wishes_that_cannot_be_met(draw, here: Path, arguments: list[str], said: list[str]):
+    refused(draw(*arguments), *said)
+    assert not list(here.iterdir())
+
+
+def test_damaged_and_foreign_folders(run, here: Path, tmp_path: Path, little_folder: Path):
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "notes.txt").write_text("hello")
+    refused(run("generate", "x", "--model", foreign), str(foreign))
+    import shutil
+
+    cut = shutil.copytree(little_folder, tmp_path / "cut")
+    weights = cut / "denoiser.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    refused(run("generate", "x", "--model", cut), "denoiser")
+    gone = shutil.copytree(little_folder, tmp_path / "gone")
+    (gone / "vae.safetensors").unlink()
+    refused(run("generate", "x", "--model", gone), "vae")
+    odd = shutil.copytree(little_folder, tmp_path / "odd")
+    (odd / "model.json").write_text("{")
+    refused(run("generate", "x", "--model", odd), "model.json")
+    assert not list(here.iterdir())
+
+
+def test_missing_torch_names_the_command_that_installs_it(run, here: Path, monkeypatch: pytest.MonkeyPatch):
+    found = backend.importlib.util.find_spec
+    monkeypatch.setattr(
+        backend.importlib.util, "find_spec", lambda name, *rest: None if name == "torch" else found(name, *rest)
+    )
+    refused(run("generate", "x", "--backend", "torch"), 'pip install "mlxldm[torch]"')
+
+
+def test_commands_that_are_wrong(run):
+    refused(run("genrate", "x"), "genrate", "Did you mean 'generate'?")
+    refused(run("show", "scens"), "scens", "scenes")
+    refused(run("models", "--jsn"), "--jsn", "Did you mean '--json'?")
+    refused(run("pull"), "HUB-ID")
+    refused(run("--versoin"), "--versoin")
+
+
+# The other commands.
+
+
+def test_version_and_help(run):
+    assert run("--version")[:2] == (0, f"mlxldm {mlxldm.__version__}\n")
+    code, out, _ = run()
+    assert code == 0 and all(word in out for word in ("generate", "pull", "models", "show", "backends", "doctor"))
+
+
+def test_help_names_every_sampler_and_spacing():
+    from mlxldm.samplers import SAMPLERS
+    from mlxldm.schedule import SPACINGS
+
+    assert list(cli.SAMPLERS) == list(SAMPLERS) and list(cli.SPACINGS) == list(SPACINGS)
+
+
+def test_every_field_of_a_job_has_its_flag():
+    import dataclasses
+
+    assert set(cli._WISHES) == {field.name for field in dataclasses.fields(Job)}
+
+
+def test_show_a_model(run, little_folder: Path):
+    code, out, err = run("show", little_folder)
+    assert code == 0 and "little" in out and "sd1" in out and "denoiser" in out and "MIT" in out, err
+    about = json.loads(run("show", little_folder, "--json")[1])
+    assert about["defaults"]["steps"] == 4 and about["schedule"]["prediction"] == "epsilon"
+    assert set(about["parts"]) == {"text", "denoiser", "vae"}
+    assert about["parameters"] == sum(part["parameters"] for part in about["parts"].values()) > 10_000
+
+
+@needs_mlx
+def test_show_a_picture(run, draw, here: Path):
+    draw("a house", "--seed", "5", "--steps", "1", "-o", "a.png")
+    code, out, _ = run("show", "a.png")
+    assert code == 0 and "a house" in out and "seed" in out
+    assert Job.from_json(json.loads(run("show", "a.png", "--json")[1])["job"]) == read_job("a.png")
+
+
+def test_models_and_backends(run):
+    assert run("models")[0] == 0
+    assert isinstance(json.loads(run("models", "--json")[1])["models"], list)
+    code, out, _ = run("backends")
+    assert code == 0 and "mlx" in out and "torch" in out and "auto takes" in out
+    rows = json.loads(run("backends", "--json")[1])["backends"]
+    assert [row["name"] for row in rows] == ["mlx", "torch"]
+
+
+# In a process of its own.
+
+
+def start(*arguments: str | Path, **more) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", "mlxldm.cli", *map(str, arguments)], **more)
+
+
+@needs_mlx
+def test_control_c_leaves_nothing_half_written(here: Path, little_folder: Path):
+    slow = ["x", "--model", little_folder, "--backend", "mlx", "--device", "cpu", "--seed", "1"]
+    process = start("generate", *slow, "--steps", "1", "--count", "100000", "-o", "a.png", stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE, text=True)  # fmt: skip
+    assert process.stdout.readline() == "a-1.png\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err and "interrupted" in err
+    written = [path.name for path in here.iterdir()]
+    assert set(["a-1.png", *out.split()]) <= set(written) and all(name.endswith(".png") for name in written)
+    for name in written:
+        read_job(name)
+
+
+@needs_mlx
+def test_a_bar_on_a_terminal_only(here: Path, little_folder: Path):
+    """The time left stands on a terminal; a pipe gets the one line about the backend and nothing else."""
+    arguments = ["x", "--model", little_folder, "--backend", "mlx", "--device", "cpu", "--steps", "400", "-o", "a.png"]
+    piped = subprocess.run(
+        [sys.executable, "-m", "mlxldm.cli", "generate", *map(str, arguments)], capture_output=True, text=True
+    )
+    assert piped.returncode == 0 and piped.stderr.count("\n") == 1 and "\r" not in piped.stderr
+    main, terminal = pty.openpty()
+    process = start("generate", *arguments, stdout=subprocess.DEVNULL, stderr=terminal)
+    os.close(terminal)
+    shown = b""
+    deadline = time.time() + 60
+    while time.time() < deadline:
+        try:
+            data = os.read(main, 65536)
+        except OSError:  # Linux says so when the other end is gone
+            break
+        if not data:
+            break
+        shown += data
+    os.close(main)
+    assert process.wait() == 0
+    assert b" s left" in shown and b"/400" in shown
+    assert shown.decode().split("\r")[-2].strip() == ""  # taken away at the end
+
+
+def test_our_own_fault_shows_a_traceback(run, monkeypatch: pytest.MonkeyPatch):
+    def broken(*_):
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(backend, "available", broken)
+    code, out, err = run("backends")
+    assert code == 1 and out == "" and "ZeroDivisionError: ours" in err and "report" in err

@@ -164,7 +164,7 @@ def _checked_device(backend: str, device: str | None) -> str | None:
     if kind == "cpu":
         return device
     here = devices(_module(backend).probe() or {})
-    if device not in here:
+    if device not in here and not (device == "cuda" and "cuda:0" in here):
         raise UserError(f"{backend} has no {device} on this machine; it has {' and '.join(here)}.")
     return device
 

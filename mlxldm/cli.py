@@ -67,8 +67,9 @@ def _print_json(value: Any) -> None:
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence, with the nearest names, instead of printing the usage."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+    def __init__(self, **more: Any) -> None:
+        more = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter, **more}
+        super().__init__(**more)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message[:1].upper()}{message[1:]}; see {self.prog} --help.")
@@ -103,7 +104,7 @@ def _parsed(argv: list[str]) -> argparse.Namespace:
     if getattr(args, "version", False):
         args.run = _version
     elif args.command is None:
-        args.run = lambda _: parser.print_help() or 0
+        args.run = _help
     elif rest:
         command = commands[args.command]
         known = command.options()
@@ -524,6 +525,11 @@ def _doctor(args: argparse.Namespace) -> int:
     else:
         print(report)
     return 0 if report.right else 1
+
+
+def _help(args: argparse.Namespace) -> int:
+    _parser()[0].print_help()
+    return 0
 
 
 def _version(args: argparse.Namespace) -> int:

@@ -70,6 +70,7 @@ class MlxModel:
             raise UserError(
                 f"{manifest.name} is a U-Net with class labels or an embedded guidance, which mlxldm cannot drive yet."
             )
+        self.precision = precision
         dtype = DTYPES[precision]
         # SDXL's autoencoder overflows in float16, and its config says so
         careful = manifest.family == "sdxl" and manifest.vae.force_upcast and dtype == mx.float16
@@ -102,11 +103,19 @@ class MlxModel:
         mx.eval([text.keys_values for text in cond.batches], [text.added[0] for text in cond.batches if text.added])
         return cond
 
-    def _text(self, prompts: list[str], width: int, height: int) -> Text:
+    def text_states(self, prompt: str) -> mx.array:
+        """What the cross attentions read of a prompt: (1, positions, width)."""
+        return mx.concatenate([output.hidden for output in self._encode([prompt])], axis=-1)
+
+    def _encode(self, prompts: list[str]) -> list[ClipOutput]:
         outputs: list[ClipOutput] = []
         for tokenizer, encoder in zip(self._tokenizers, self._texts, strict=True):
             length = encoder.config.max_position_embeddings
             outputs.append(encoder([tokenizer.ids(text, length) for text in prompts]))
+        return outputs
+
+    def _text(self, prompts: list[str], width: int, height: int) -> Text:
+        outputs = self._encode(prompts)
         hidden = mx.concatenate([output.hidden for output in outputs], axis=-1)
         added = None
         if self.manifest.denoiser.addition_embed_type == "text_time":

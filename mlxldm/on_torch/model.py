@@ -82,7 +82,8 @@ class TorchModel:
     ):
         self.manifest = manifest
         self.device, self.dtype = device, dtype
-        self.description = f"torch {torch.__version__} on {_called(device)}, {str(dtype).split('.')[-1]} ({why})"
+        self.precision = str(dtype).split(".")[-1]
+        self.description = f"torch {torch.__version__} on {_called(device)}, {self.precision} ({why})"
         self._encoders, self._unet, self._vae = encoders, unet, vae
         self._readers = text_attentions(unet)
         self._capture = device.type == "cuda"
@@ -116,6 +117,9 @@ class TorchModel:
                 "time_ids": torch.tensor([size] * len(texts), device=self.device, dtype=self.dtype),
             }
         return Cond(context, [reader.read(context) for reader in self._readers], added)
+
+    def text_states(self, prompt: str) -> Tensor:
+        return self.encode_text(prompt, None, 0, 0).context
 
     @torch.no_grad()
     def predict(self, x: Tensor, timestep: float, cond: Cond) -> tuple[Tensor, Tensor | None]:

@@ -32,9 +32,9 @@ def load(folder: Folder, device: str | None = None, precision: str = "auto") -> 
             f"The torch backend needs {', '.join(NEEDS)}, and importing them failed ({error}): "
             f'pip install "mlxldm[torch]".'
         ) from None
-    from .load import load as run
+    from .build import build
 
-    return run(folder, device, precision)
+    return build(folder, device, precision)
 
 
 def probe() -> dict[str, Any] | None:

@@ -30,7 +30,7 @@ from .model import TextEncoder, TorchModel
 log = logging.getLogger(__name__)
 
 
-def load(folder: Folder, device: str | None, precision: str) -> TorchModel:
+def build(folder: Folder, device: str | None, precision: str) -> TorchModel:
     """The model of `folder` on a torch device, ready to predict. Peak memory is the model's plus one tensor's."""
     manifest = folder.manifest
     _check(manifest)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import PIL.Image
 
     from .backend import Model
+    from .folder import Folder
     from .generate import Picture, Step
 
 __version__ = "0.1.0"
@@ -30,16 +31,18 @@ _last: dict[tuple[str | None, str, str | None, str], Model] = {}  # draw's one m
 
 
 def load(
-    model: str | None = None, *, backend: str = "auto", device: str | None = None, precision: str = "auto"
+    model: str | Folder | None = None, *, backend: str = "auto", device: str | None = None, precision: str = "auto"
 ) -> Model:
-    """A model, ready to draw. `model` is a name, a folder written by `mlxldm-convert`, or None for the embedded one.
+    """A model, ready to draw.
 
-    A folder in another form (diffusers' own) goes through `mlxldm_convert.view` and `mlxldm.backend.load`.
+    `model` is a name, a folder written by `mlxldm-convert`, None for the embedded one, or anything that presents itself
+    as a `Folder`: `mlxldm.load(mlxldm_convert.view("path/to/a/diffusers/folder"))` runs a checkpoint in place.
     """
     from . import backend as backends
     from . import store
 
-    return backends.load(store.find(model, None), backend, device, precision)
+    folder = store.find(model, None) if model is None or isinstance(model, str) else model
+    return backends.load(folder, backend, device, precision)
 
 
 def generate(model: Model, job: Job) -> Iterator[Step | Picture]:

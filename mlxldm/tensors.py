@@ -1,8 +1,9 @@
-"""One safetensors file: a header of names, dtypes, shapes and offsets, then the bytes. Read strictly, one tensor at a time.
+"""One safetensors file: a header of names, dtypes, shapes and offsets, then the bytes. Read strictly, tensor by tensor.
 
-Files come from strangers, and the usual readers accept what they should not: overlaps, holes, trailing bytes, a key that
-stands twice, a shape that wraps around. Here the header is checked whole before a byte of data is read, and data is read
-from the very file that was checked (it stays open), into memory of its own, so that what is resident is what is in use.
+Files come from strangers, and the usual readers accept what they should not: overlaps, holes, trailing bytes, a key
+that stands twice, a shape that wraps around. Here the header is checked whole before a byte of data is read, and data
+is read from the very file that was checked (it stays open), into memory of its own, so that what is resident is what is
+in use.
 
 The format: https://github.com/huggingface/safetensors#format
 """
@@ -104,7 +105,7 @@ class TensorFile:
         tensor = self.tensors[name]
         array = np.empty(tensor.shape, DTYPES[tensor.dtype])
         if array.nbytes:
-            self._fill(self._start + self._offsets[name], memoryview(array.reshape(-1)).cast("B"), name)
+            self._fill(self._start + self._offsets[name], memoryview(array.reshape(-1).view(np.uint8).data), name)
         return array
 
     def read(self, name: str) -> np.ndarray:

@@ -1,0 +1,133 @@
+"""mlxldm-convert: look at a checkpoint, say what it is, and write it as a model folder.
+
+Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 2 something the person can fix (one
+sentence), 1 our fault (a traceback), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlxldm import store
+from mlxldm.errors import UserError
+from mlxldm.tensors import shown
+
+from .view import View, view
+from .write import DTYPES, write
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = _parser().parse_args(arguments)
+    try:
+        return _convert(args)
+    except UserError as error:
+        print(f"mlxldm-convert: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mlxldm-convert: interrupted, nothing was written", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mlxldm-convert", description="Write a checkpoint as a model folder of mlxldm, or say what it is."
+    )
+    parser.add_argument("source", metavar="SRC", help="a diffusers folder, a hub snapshot, or a hub id in the cache")
+    parser.add_argument("target", metavar="DST", nargs="?", help="the folder to write (default: in the models folder)")
+    parser.add_argument("--dtype", choices=list(DTYPES), help="store all weights so (default: as they are)")
+    parser.add_argument("--dry-run", action="store_true", help="only say what the source is and what would be written")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    return parser
+
+
+def _convert(args: argparse.Namespace) -> int:
+    source = Path(args.source).expanduser()
+    if not source.exists():
+        source = store.locate(args.source)
+    folder = view(source)
+    report: dict[str, Any]
+    if isinstance(folder, View):
+        report = folder.report()
+    else:
+        manifest = folder.manifest
+        report = {
+            "source": str(source),
+            "kind": "model folder of mlxldm",
+            "name": manifest.name,
+            "family": manifest.family,
+            "license": manifest.license,
+            "why": ["model.json says so"],
+            "ignored": {},
+            "parts": {
+                part: {
+                    "file": f"{part}.safetensors",
+                    "tensors": len(folder.names(part)),
+                    "dtypes": sorted({tensor.dtype for tensor in folder.names(part).values()}),
+                    "bytes": folder.nbytes(part),
+                }
+                for part in manifest.parts
+            },
+        }
+    if args.target is None:
+        target = store.home() / folder.manifest.name
+        if not args.dry_run:
+            target.parent.mkdir(parents=True, exist_ok=True)
+    else:
+        target = Path(args.target)
+    report["target"] = str(target)
+    report["written"] = not args.dry_run
+    if not args.json:
+        _print(report)
+    if not args.dry_run:
+        bar = _bar()
+        try:
+            write(folder, target, dtype=args.dtype, progress=bar)
+        finally:
+            if bar:
+                bar(-1, "")
+    if args.json:
+        print(json.dumps(report, ensure_ascii=False))
+    elif not args.dry_run:
+        print(f"written: {target}")
+    return 0
+
+
+def _print(report: dict[str, Any]) -> None:
+    print(f"{shown(report['source'])}: {report['kind']}, family {report['family']}")
+    for reason in report["why"]:
+        print(f"  because {shown(reason)}")
+    for part, what in report["parts"].items():
+        print(
+            f"  {part:9} {what['tensors']:5} tensors, {what['bytes'] / 1e6:9.2f} MB as {', '.join(what['dtypes'])}"
+            f"  from {shown(what['file'])}"
+        )
+        changes = {"renamed": "renamed", "channels_last": "made channel-last", "matrices": "1x1 made matrices"}
+        said = [f"{what[key]} {word}" for key, word in changes.items() if what.get(key)]
+        if said:
+            print(f"            {', '.join(said)}")
+        for name, reason in what.get("ignored", {}).items():
+            print(f"            left out: {shown(name)} ({reason})")
+    for name, reason in report["ignored"].items():
+        print(f"  left out: {name} ({reason})")
+
+
+def _bar() -> Callable[[float, str], None] | None:
+    """A progress line on stderr, for terminals; None elsewhere."""
+    if not sys.stderr.isatty():
+        return None
+
+    def bar(fraction: float, text: str) -> None:
+        line = "" if fraction < 0 else f"writing {text:9} {fraction:4.0%}"
+        print(f"\r{line:40}", end="\r" if fraction < 0 else "", file=sys.stderr, flush=True)
+
+    return bar
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -101,19 +101,18 @@ _real = _number(float, "a number")
 def _parsed(argv: list[str]) -> argparse.Namespace:
     parser, commands = _parser()
     args, rest = parser.parse_known_args(argv)
-    if getattr(args, "version", False):
+    name = f"mlxldm {args.command}" if args.command else "mlxldm"
+    if rest:
+        option = rest[0].partition("=")[0]
+        if option.startswith("-"):
+            known = (commands[args.command] if args.command else parser).options()
+            raise UserError(f"{name} has no option {option}.{nearest(option, known)} See {name} --help.")
+        quotes = " Put the prompt in quotes." if args.command == "generate" else ""
+        raise UserError(f"{name} does not know what to do with {rest[0]!r}.{quotes}")
+    if args.version:
         args.run = _version
     elif args.command is None:
         args.run = _help
-    elif rest:
-        command = commands[args.command]
-        known = command.options()
-        word = rest[0]
-        if word.startswith("-"):
-            near = nearest(word.partition("=")[0], known)
-            raise UserError(f"mlxldm {args.command} has no option {word}.{near} See mlxldm {args.command} --help.")
-        quotes = " Put the prompt in quotes." if args.command == "generate" else ""
-        raise UserError(f"mlxldm {args.command} does not know what to do with {word!r}.{quotes}")
     return args
 
 
@@ -404,6 +403,7 @@ def _pull(args: argparse.Namespace) -> int:
 
     bar = Bar()
     try:
+        bar.show("asking the hub")
         path = hub.pull(args.id, bar.move)
     finally:
         bar.clear()
@@ -421,7 +421,9 @@ def _models(args: argparse.Namespace) -> int:
     if args.json:
         _print_json({"models": rows})
         return 0
-    _table([[str(row.get(key) or "") for key in ("name", "family", "state", "path")] for row in rows])
+    for row in rows:
+        row["size"] = size(row["bytes"]) if row["bytes"] else ""
+    _table([[str(row[key] or "") for key in ("name", "family", "size", "state", "path")] for row in rows])
     return 0
 
 

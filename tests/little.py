@@ -60,7 +60,7 @@ class Little(weights.ArrayFolder):
 
 def write(folder: Path) -> Path:
     """The little model as a folder on disk."""
-    from mlxldm_convert import write
+    from mlxldm_convert.write import write
 
     write(Little(), folder)
     return folder

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import itertools
 import json
 import math
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
@@ -32,7 +32,7 @@ from pictures import ATTRIBUTES, CAPTIONS
 
 # Seconds of each stage, on an accelerator and on a small CPU.
 STAGES = {
-    "cuda": {"text": 25, "autoencoder": 300, "judge": 80, "decoder": 60, "denoiser": 620},
+    "cuda": {"text": 25, "autoencoder": 280, "judge": 70, "decoder": 50, "denoiser": 580},
     "cpu": {"text": 120, "autoencoder": 5400, "judge": 1800, "decoder": 900, "denoiser": 10800},
 }
 PICTURES = {"cuda": 100_000, "cpu": 30_000}
@@ -69,26 +69,24 @@ class Run:
     def autocast(self):
         return torch.autocast(self.kind, torch.bfloat16)
 
-    def upload(self, at_least: int = 0) -> int:
-        """Bring the pictures drawn so far to the device; waits until `at_least` are there. Returns their number."""
+    def upload(self, at_least: int = 0, pixels: bool = True) -> int:
+        """Bring what is drawn so far to the device; waits until `at_least` pictures are there. Returns their number."""
         while (ready := self.pictures.ready()) < min(at_least, self.pictures.count):
             if self.pictures.failed():
                 raise RuntimeError("a drawing process failed; its message is above")
             time.sleep(0.5)
-        if not hasattr(self, "pixels"):
-            empty = self.kind == "cuda"
-            self.pixels = torch.empty(self.pictures.pixels.shape, dtype=torch.uint8, device=self.device) if empty else None
-        if self.kind == "cuda":
+        if pixels and self.kind == "cuda":
+            if not hasattr(self, "pixels"):
+                self.pixels = torch.empty(self.pictures.pixels.shape, dtype=torch.uint8, device=self.device)
             for start in range(self.copied, ready, 2048):
                 stop = min(start + 2048, ready)
-                self.pixels[start:stop] = torch.from_numpy(np.ascontiguousarray(self.pictures.pixels[start:stop])).to(self.device)
-        else:
-            self.pixels = torch.from_numpy(self.pictures.pixels)
-        if ready > self.copied:
-            self.labels = torch.from_numpy(np.array(self.pictures.labels[:ready])).to(self.device).long()
-            self.ids = torch.from_numpy(np.array(self.pictures.ids[:ready])).to(self.device).long()
-            self.mentions = torch.from_numpy(np.array(self.pictures.mentions[:ready])).to(self.device).long()
-        self.copied = ready
+                self.pixels[start:stop] = torch.from_numpy(np.ascontiguousarray(self.pictures.pixels[start:stop]))
+            self.copied = ready
+        elif pixels:
+            self.pixels, self.copied = torch.from_numpy(self.pictures.pixels), ready
+        self.labels = torch.from_numpy(np.array(self.pictures.labels[:ready])).to(self.device).long()
+        self.ids = torch.from_numpy(np.array(self.pictures.ids[:ready])).to(self.device).long()
+        self.mentions = torch.from_numpy(np.array(self.pictures.mentions[:ready])).to(self.device).long()
         return ready
 
     def images(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -235,7 +233,7 @@ def load_parts(path: Path) -> dict | None:
 
 
 def compiled(run: Run, function):
-    return torch.compile(function) if run.compile else function
+    return torch.compile(function, dynamic=False) if run.compile else function
 
 
 # --- text encoder -----------------------------------------------------------------------------------------------------
@@ -251,12 +249,11 @@ def train_text(run: Run) -> torch.nn.Module:
     reader = networks.Reader(encoder, ATTRIBUTES).to(run.device)
     stage = Stage(run, "text", {"reader": reader})
     if not stage.finished:
-        run.upload(min(4096, run.pictures.count))
+        run.upload(min(4096, run.pictures.count), pixels=False)
         for _ in stage:
             if stage.report:
-                run.upload()
-            ids = run.ids[: run.copied].flatten(0, 1)
-            mentions = run.mentions[: run.copied].flatten(0, 1)
+                run.upload(pixels=False)
+            ids, mentions = run.ids.flatten(0, 1), run.mentions.flatten(0, 1)
             pick = torch.randint(0, len(ids), (run.batch["text"],), device=run.device)
             guesses = reader(ids[pick])
             loss = sum(F.cross_entropy(guesses[n], mentions[pick, a]) for a, n in enumerate(ATTRIBUTES))
@@ -436,12 +433,13 @@ def train_decoder(run: Run, vae) -> torch.nn.Module:
 @torch.no_grad()
 def latents(run: Run, vae) -> tuple[torch.Tensor, float]:
     """Every picture's posterior mean, scaled to unit variance, and that scale."""
-    count = run.upload(run.pictures.count)
+    count = run.upload(run.pictures.count, pixels=False)
     path = run.work / "latents.pt"
     if path.exists():
         saved = torch.load(path, map_location=run.device, weights_only=True)
         if len(saved["latents"]) == count:
             return saved["latents"], saved["scale"]
+    run.upload()
     rows = []
     for start in range(0, count, 256):
         x, _ = run.images(torch.arange(start, min(start + 256, count)))
@@ -601,6 +599,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
+    torch._dynamo.config.suppress_errors = True  # a step that cannot be compiled runs as it is
     run = Run(args)
     run.say(f"{run.device}, {run.size} px, {run.pictures.count} pictures, {run.pictures.ready()} of them drawn")
     run.pictures.start()
@@ -620,6 +619,7 @@ def main() -> None:
         run.say(f"autoencoder: {psnr(run, vae, len(held['ids'])):.2f} dB; judge on reconstructions:",
                 table(judged(run, judge, held["pixels"], held["labels"], lambda x: reconstruct(vae, x))))  # fmt: skip
         unet, scale = train_denoiser(run, encoder, vae, judge)
+    if goes_on("denoiser"):
         for guidance in (2.0, 3.0, 4.5):
             rates, images = generated(run, unet, encoder, vae, judge, scale, min(256, len(held["ids"])), guidance=guidance)
             run.say(f"guidance {guidance}:", table(rates))
@@ -629,7 +629,7 @@ def main() -> None:
             torch.save({"judge": judge.half().state_dict()}, run.work / "judge-half.pt")
             export(run, Path(args.out), encoder, vae, unet, scale)
             run.say("wrote", args.out)
-    for process in itertools.chain(run.pictures.processes):
+    for process in run.pictures.processes:
         process.terminate()
 
 

@@ -1,8 +1,8 @@
 """Tiny diffusers pipelines with random weights and the real block structure, built here, never downloaded.
 
-`sd1`, `sd2` and `sdxl` build diffusers pipelines of a few hundred thousand parameters; `save` writes one to a folder, either as
-transformers 5 writes it today or as the hubs have it. The weights are scaled so that the text, the seed and the guidance change the
-picture a lot: a test that mixes two of them up fails.
+`sd1`, `sd2` and `sdxl` build diffusers pipelines of a few hundred thousand parameters; `save` writes one to a folder,
+either as transformers 5 writes it today or as the hubs have it. The weights are scaled so that the text, the seed and the
+guidance change the picture a lot: a test that mixes two of them up fails.
 """
 
 from __future__ import annotations
@@ -77,8 +77,13 @@ def _shake(module: torch.nn.Module) -> None:
                 parameter.copy_(base + 0.1 * torch.randn_like(parameter))
 
 
-def text_model(width: int = 32, layers: int = 2, act: str = "quick_gelu", projection: int | None = None, seed: int = 0, **more):
-    """A tiny CLIP text encoder; with `projection` a `CLIPTextModelWithProjection`. `eos_token_id=2` is what the hubs' configs say."""
+def text_model(
+    width: int = 32, layers: int = 2, act: str = "quick_gelu", projection: int | None = None, seed: int = 0, **more
+):
+    """A tiny CLIP text encoder; with `projection` a `CLIPTextModelWithProjection`.
+
+    `eos_token_id` is 2, a token that never ends a text: so the hubs' configs say.
+    """
     torch.manual_seed(seed)
     config = {
         "vocab_size": len(vocabulary()[0]),
@@ -101,7 +106,7 @@ def text_model(width: int = 32, layers: int = 2, act: str = "quick_gelu", projec
 
 
 def unet(seed: int = 1, **more) -> UNet2DConditionModel:
-    """A tiny conditional U-Net: SD 1.x's four kinds of level with head sizes 20 and 40, one layer each, unless `more` says else."""
+    """A tiny conditional U-Net: SD 1.x's levels with head sizes 20 and 40, one layer each, unless `more` says else."""
     torch.manual_seed(seed)
     config = {
         "sample_size": 8,
@@ -173,7 +178,7 @@ def sd1(prediction: str = "epsilon", layers: int = 1) -> StableDiffusionPipeline
 
 
 def sd2() -> StableDiffusionPipeline:
-    """A tiny Stable Diffusion 2.x: heads per level, linear projections, GELU text encoder padded with "!", v-prediction with DDIM."""
+    """A tiny Stable Diffusion 2.x: heads per level, linear projections, GELU, padded with "!", v-prediction, DDIM."""
     scheduler = DDIMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
@@ -188,7 +193,10 @@ def sd2() -> StableDiffusionPipeline:
         text_encoder=text_model(act="gelu", layers=3, projection_dim=16),
         tokenizer=tokenizer(pad="!"),
         unet=unet(
-            block_out_channels=(16, 32, 32, 32), attention_head_dim=(1, 2, 2, 4), use_linear_projection=True, layers_per_block=2
+            block_out_channels=(16, 32, 32, 32),
+            attention_head_dim=(1, 2, 2, 4),
+            use_linear_projection=True,
+            layers_per_block=2,
         ),
         scheduler=scheduler,
         safety_checker=None,
@@ -238,7 +246,7 @@ KINDS = {"sd1": sd1, "sd1-v": lambda: sd1("v_prediction"), "sd2": sd2, "sdxl": s
 
 
 def saved(kind: str, layout: str, root: Path) -> Path:
-    """The folder of `KINDS[kind]` in `layout` under `root`, written on the first call. See the fixture `tiny_folder`."""
+    """The folder of `KINDS[kind]` in `layout` under `root`, written on the first call (fixture: `tiny_folder`)."""
     folder = Path(root) / f"{kind}-{layout}"
     return folder if folder.is_dir() else save(KINDS[kind](), folder, layout)
 
@@ -246,8 +254,8 @@ def saved(kind: str, layout: str, root: Path) -> Path:
 def save(pipe, folder: Path, layout: str = "today") -> Path:
     """Write `pipe` to `folder`: `"today"` as transformers 5 writes it, `"hub"` as the files published before 2026 are.
 
-    The hubs' text encoders carry `text_model.` in every name and their tokenizers are `vocab.json` and `merges.txt`; transformers 5
-    drops the prefix (of `CLIPTextModel` only) and writes `tokenizer.json` alone.
+    The hubs' text encoders carry `text_model.` in every name and their tokenizers are `vocab.json` and `merges.txt`;
+    transformers 5 drops the prefix (of `CLIPTextModel` only) and writes `tokenizer.json` alone.
     """
     folder = Path(folder)
     pipe.save_pretrained(folder, safe_serialization=True)
@@ -263,7 +271,8 @@ def save(pipe, folder: Path, layout: str = "today") -> Path:
             save_file(tensors, file, metadata={"format": "pt"})
     for part in ("tokenizer", "tokenizer_2"):
         if (folder / part).is_dir():
-            _save_old_tokenizer(folder / part, json.loads((folder / part / "tokenizer_config.json").read_text())["pad_token"])
+            config = json.loads((folder / part / "tokenizer_config.json").read_text())
+            _save_old_tokenizer(folder / part, config["pad_token"])
     return folder
 
 

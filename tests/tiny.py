@@ -1,8 +1,8 @@
 """Tiny diffusers pipelines with random weights and the real block structure, built here, never downloaded.
 
 `sd1`, `sd2` and `sdxl` build diffusers pipelines of a few hundred thousand parameters; `save` writes one to a folder,
-either as transformers 5 writes it today or as the hubs have it. The weights are scaled so that the text, the seed and the
-guidance change the picture a lot: a test that mixes two of them up fails.
+either as transformers 5 writes it today or as the hubs have it. The weights are scaled so that text, seed and guidance
+change the picture a lot: a test that mixes two of them up fails.
 """
 
 from __future__ import annotations

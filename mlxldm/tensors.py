@@ -100,6 +100,10 @@ class TensorFile:
         """Let go of the file; `read` cannot be used afterwards."""
         self._file.close()
 
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
+
     def raw(self, name: str) -> np.ndarray:
         """One tensor with its stored bits; bfloat16 comes as uint16."""
         tensor = self.tensors[name]

@@ -12,28 +12,50 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from . import cpu
 from .device import fused, gpu
 
 FUSED_HEADS = (64, 80, 96, 128)  # head sizes for which Metal has an attention kernel that never stores the scores
 SCORES = 1 << 25  # bytes of attention scores to hold at a time where they are stored
 
 
-@fused
 def silu(x: mx.array) -> mx.array:
     """x * sigmoid(x)."""
-    return x * mx.sigmoid(x)
+    return cpu.silu(x + 0.0) if _numpy(x) else _silu(x)
 
 
-@fused
 def gelu(x: mx.array) -> mx.array:
     """x times the normal distribution function at x, exact."""
-    return x * (0.5 + 0.5 * mx.erf(x * math.sqrt(0.5)))
+    return gated(mx.ones_like(x), x)
+
+
+def quick_gelu(x: mx.array) -> mx.array:
+    """OpenAI's approximation: x * sigmoid(1.702 x)."""
+    return silu(1.702 * x) * (1 / 1.702)
+
+
+def gated(x: mx.array, gate: mx.array) -> mx.array:
+    """x * gelu(gate)."""
+    return cpu.normal(x * gate, gate) if _numpy(x) else _gated(x, gate)
+
+
+def affine(x: mx.array, scale: mx.array, shift: mx.array, act: bool) -> mx.array:
+    """x * scale + shift in float32, through SiLU if asked; x (B, H, W, C), scale and shift (B, C) float32."""
+    if act and x.shape[0] == 1 and _numpy(x):
+        return cpu.silu(x * scale, shift)
+    scale, shift = scale[:, None, None, :], shift[:, None, None, :]
+    if act and _numpy(x):
+        return cpu.silu(x * scale + shift)
+    return _affine_silu(x, scale, shift) if act else _affine(x, scale, shift)
+
+
+def _numpy(x: mx.array) -> bool:
+    return not gpu() and cpu.usable(x)
 
 
 @fused
-def quick_gelu(x: mx.array) -> mx.array:
-    """OpenAI's approximation: x * sigmoid(1.702 x)."""
-    return x * mx.sigmoid(1.702 * x)
+def _silu(x: mx.array) -> mx.array:
+    return x * mx.sigmoid(x)
 
 
 @fused
@@ -96,8 +118,7 @@ class GroupNorm(nn.Module):
         if extra is not None:
             more = 1.0 + extra[0].astype(mx.float32)
             scale, shift = scale * more, shift * more + extra[1].astype(mx.float32)
-        scale, shift = scale[:, None, None, :], shift[:, None, None, :]
-        return _affine_silu(x, scale, shift) if act else _affine(x, scale, shift)
+        return affine(x, scale, shift, act)
 
 
 def _picture_mean(x: mx.array) -> mx.array:
@@ -171,6 +192,8 @@ def attend(q: mx.array, k: mx.array, v: mx.array, scale: float, limit: int = SCO
     Where a kernel keeps the scores on the chip nothing is cut; elsewhere the queries are, which changes no number
     that matters: every row of scores is on its own.
     """
+    if _numpy(q):
+        return cpu.attend(q, k, v, scale)
     if gpu() and q.shape[-1] in FUSED_HEADS:
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
     row = q.shape[0] * q.shape[1] * k.shape[2] * 4
@@ -190,7 +213,7 @@ class GEGLU(nn.Module):
         self.proj = nn.Linear(channels, 2 * inner)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return _gated(*mx.split(self.proj(x), 2, axis=-1))
+        return gated(*mx.split(self.proj(x), 2, axis=-1))
 
 
 class FeedForward(nn.Module):

@@ -153,7 +153,8 @@ def dpmpp_2s(
     `orders`: 1, 2, 1, 2, ... by default. `kind`: "midpoint" or "heun".
     """
     orders = _alternating(sigmas) if orders is None else orders
-    base, guesses = x, []
+    base = x
+    guesses: list[Array] = []
     for i, (now, b) in enumerate(pairwise(sigmas)):
         guess = denoise(x, now)
         guesses = [*guesses[-2:], guess]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import UserError, nearest
-from .samplers import plms_calls
+from .samplers import Call, plms_calls
 
 if TYPE_CHECKING:
     from .config import ScheduleConfig
@@ -126,13 +126,7 @@ class Schedule:
                 f"take fewer."
             )
         begin = _begin(steps, strength)
-        last = self._last_sigma(table, sampler)
-        if last >= sigmas[-1] and sampler != "euler":  # whose last step then simply does nothing
-            raise UserError(
-                f"The model's scheduler config ends at its smallest sigma, which {sampler} with the spacing {spacing} "
-                f"already reaches; take another spacing."
-            )
-        full = [*sigmas, last]
+        full = [*sigmas, self._last_sigma(table, sampler, sigmas, spacing)]
         options = self._options(sampler, full, timesteps, table, steps, begin, spacing)
         levels, told = full[begin:], timesteps[begin:]
         if "landings" in options:
@@ -147,7 +141,7 @@ class Schedule:
             end_scale=1 / math.sqrt(1 + levels[-1] ** 2) if habits.preserving else 1.0,
             prediction=self.config.prediction,
             options=options,
-            log_sigmas=np.log(table),
+            log_sigmas=_log(table),
         )
 
     # What every plan needs.
@@ -226,7 +220,8 @@ class Schedule:
             if sampler in ("euler", "unipc"):  # the two classes that take limits from the config
                 high, low = self._option("sigma_max", high), self._option("sigma_min", low)
             sigmas = _CURVES[curve](float(high), float(low), steps)
-            spread = np.array([_timestep(sigma, np.log(table)) for sigma in sigmas])
+            logs = _log(table)
+            spread = np.array([_timestep(sigma, logs) for sigma in sigmas])
             if habits.one_more:  # these classes keep timesteps in whole numbers, and cut off what they do not round
                 cosine = sampler.startswith("dpmpp_2m") and self.config.beta_schedule == "squaredcos_cap_v2"
                 spread = np.trunc(np.round(spread) if curve == "karras" and not cosine else spread)
@@ -284,10 +279,13 @@ class Schedule:
         chosen = np.floor(np.linspace(0, len(trained), steps, endpoint=False)).astype(int)
         return [float(t) for t in trained[chosen]]
 
-    def _last_sigma(self, table: np.ndarray, sampler: str) -> float:
-        """Where the last step ends: at no noise, or at the least that was trained."""
-        ends_early = sampler in ("euler", "dpmpp_2s", "dpmpp_2m", "dpmpp_2m_sde", "unipc")
-        return float(table[0]) if ends_early and self._option("final_sigmas_type", "zero") == "sigma_min" else 0.0
+    def _last_sigma(self, table: np.ndarray, sampler: str, sigmas: list[float], spacing: str) -> float:
+        """Where the last step ends: at no noise, or at the least that was trained (where it may stand already)."""
+        if sampler not in ("euler", "dpmpp_2s", "dpmpp_2m", "dpmpp_2m_sde", "unipc"):
+            return 0.0
+        if self._option("final_sigmas_type", "zero") != "sigma_min":
+            return 0.0
+        return sigmas[-1] if sampler == "unipc" and _curve(spacing, self.config.options) else float(table[0])
 
     def _start_scale(self, habits: _Habits, spacing: str, sigmas: list[float]) -> float:
         """diffusers' init_noise_sigma, for x = clean + sigma * noise."""
@@ -313,6 +311,7 @@ class Schedule:
         if sampler in ("dpmpp_2s", "dpmpp_2m", "dpmpp_2m_sde", "unipc") and not 1 <= order <= 3:
             raise UserError(f"The model's scheduler config has solver_order = {order}, but {sampler} can do 1 to 3.")
         to_zero = sigmas[-1] == 0
+        idle = sigmas[-1] == sigmas[-2]  # the last step does nothing, which only order 1 knows how to do
         kind = self._option("solver_type", "midpoint")
         if sampler == "pndm":
             return {"calls": plms_calls(sigmas[begin:]), "velocity": self.config.prediction == "v"}
@@ -328,14 +327,14 @@ class Schedule:
             return {"orders": _with_history(orders[begin:]), "kind": kind if kind == "heun" else "midpoint"}
         if sampler in ("dpmpp_2m", "dpmpp_2m_sde"):
             lower = bool(self._option("lower_order_final", True)) and total < 15
-            first = to_zero or lower or bool(self._option("euler_at_final", False))
+            first = to_zero or idle or lower or bool(self._option("euler_at_final", False))
             orders = [order] * total
             orders[-1] = 1 if first else order
             if total > 1 and lower:
                 orders[-2] = min(order, 2)
             return {"orders": _with_history(orders[begin:]), "kind": kind if kind == "heun" else "midpoint"}
         if sampler == "unipc":
-            lower = to_zero or bool(self._option("lower_order_final", True))
+            lower = to_zero or idle or bool(self._option("lower_order_final", True))
             orders = [min(order, total - i) if lower else order for i in range(total)]
             return {"orders": _with_history(orders[begin:]), "kind": kind if kind == "bh1" else "bh2"}
         return {}
@@ -379,7 +378,7 @@ class Schedule:
             runge = fine[:-1].repeat(2)[1:-1][::-1]
             calls_at = np.concatenate([runge, up[:-3][::-1]])
         begin = _begin(steps, strength)
-        calls = []
+        calls: list[Call] = []
         for count, timestep in enumerate(calls_at[begin:]):
             if count < warm:
                 role = f"prk{count % 4}"
@@ -390,10 +389,9 @@ class Schedule:
                 role, start, end = "first" if order == "plms" and count == 0 else "next", timestep, timestep - stride
             if max(start, timestep) > train - 1:
                 raise UserError(f"pndm cannot do {steps} steps with the spacing {spacing}; take another number.")
-            levels = (self._level(table, t, one=False) for t in (timestep, start, end))
-            calls.append((role, *levels))
-        sigmas = [call[1] for call in calls]
-        last = calls[-1][3]
+            told, *move = (self._level(table, t, one=False) for t in (timestep, start, end))
+            calls.append((role, told, move[0], move[1]))
+        sigmas, last = [call[1] for call in calls], calls[-1][3]
         return Plan(
             sigmas=[*sigmas, last],
             timesteps=[float(t) for t in calls_at[begin:]],
@@ -401,7 +399,7 @@ class Schedule:
             end_scale=1 / math.sqrt(1 + last**2),
             prediction=self.config.prediction,
             options={"calls": calls, "velocity": self.config.prediction == "v"},
-            log_sigmas=np.log(table),
+            log_sigmas=_log(table),
         )
 
 
@@ -431,6 +429,11 @@ def _exponential(high: float, low: float, steps: int) -> np.ndarray:
 
 
 _CURVES = {"karras": _karras, "exponential": _exponential}
+
+
+def _log(table: np.ndarray) -> np.ndarray:
+    """Rounded as diffusers rounds it, because some of its classes cut timesteps found in it off to whole numbers."""
+    return np.log(table.astype(np.float32)).astype(np.float64)
 
 
 def _timestep(sigma: float, log_sigmas: np.ndarray) -> float:

@@ -74,6 +74,7 @@ def plan(part: str, config: Any, source: Mapping[str, Tensor], where: str) -> Pl
     result = Plan()
     extra: list[str] = []
     wrong: list[str] = []
+    misshapen: set[str] = set()
     for name, tensor in source.items():
         reason = ignored(part, name, config)
         if reason is not None:
@@ -89,6 +90,7 @@ def plan(part: str, config: Any, source: Mapping[str, Tensor], where: str) -> Pl
             )
         op = _op(tensor.shape, wanted[ours])
         if op is None:
+            misshapen.add(ours)
             wrong.append(f"{shown(name)} is {list(tensor.shape)}, expected {_theirs(wanted[ours])}")
             continue
         if tensor.dtype not in FLOATS:
@@ -96,15 +98,15 @@ def plan(part: str, config: Any, source: Mapping[str, Tensor], where: str) -> Pl
         dtype = "F32" if tensor.dtype == "F64" else tensor.dtype
         result.steps[ours] = Step(name, op, Tensor(dtype, wanted[ours]))
         result.renamed += ours != name
-    if wrong:
-        raise UserError(f"{where}: {len(wrong)} tensors are not of the shape the config says: {_first(wrong, '; ')}.")
-    missing = [name for name in wanted if name not in result.steps]
+    missing = [name for name in wanted if name not in result.steps and name not in misshapen]
     if missing:
         raise UserError(f"{where} lacks {len(missing)} of {len(wanted)} tensors: {_first(missing)}.")
     if extra:
         raise UserError(
             f"{where} has {len(extra)} tensors that have no place in the part its config describes: {_first(extra)}."
         )
+    if wrong:
+        raise UserError(f"{where}: {len(wrong)} tensors are not of the shape the config says: {_first(wrong, '; ')}.")
     result.steps = {name: result.steps[name] for name in wanted}
     return result
 

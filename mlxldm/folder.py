@@ -197,7 +197,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size > limit:
             raise UserError(f"{shown(path)} has {size} bytes; at most {limit} were expected.")
-        return file.read(limit + 1)[:limit]
+        return file.read(size)
 
 
 def read_json(path: Path) -> Any:

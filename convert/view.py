@@ -115,7 +115,7 @@ class View:
 def _sha256(path: Path, progress: Callable[[int], None] | None) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 22):
+        while block := file.read(1 << 19):
             digest.update(block)
             if progress:
                 progress(len(block))

@@ -343,6 +343,7 @@ class Bar:
     """A progress line with the time left, on stderr, there only while it is looked at: a terminal, over a second."""
 
     WIDTH = 24
+    AFTER = 1.0  # seconds that a thing must take to be worth a bar
 
     def __init__(self) -> None:
         self.on = sys.stderr.isatty()
@@ -358,7 +359,7 @@ class Bar:
         """This part of what `show` began is done, 0 to 1."""
         spent = time.perf_counter() - self.started
         left = spent * (1 - fraction) / fraction if fraction else 0.0
-        if spent + left >= 1:
+        if spent + left >= self.AFTER:
             full = int(self.WIDTH * fraction)
             self._write(f"{text}  [{'#' * full}{'.' * (self.WIDTH - full)}]  {duration(left)} left")
 

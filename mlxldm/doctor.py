@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import time
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,7 +160,7 @@ def load_reference(folder: Folder, path: Path = REFERENCE) -> dict[str, np.ndarr
             stored = {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise UserError("This installation has no stored results to compare with; install mlxldm again.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"The stored results are damaged ({error}); install mlxldm again.") from None
     if str(stored.pop("fingerprint")) != fingerprint(folder):
         raise UserError(

@@ -1,0 +1,115 @@
+"""Names become models, and nothing of the user's is lost on the way."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlxldm import store
+from mlxldm.errors import UserError
+
+
+@pytest.fixture
+def model(little_folder: Path, tmp_path: Path) -> Path:
+    """A model folder somewhere, to register and to lose."""
+    return Path(shutil.copytree(little_folder, tmp_path / "disk" / "mine"))
+
+
+def test_a_path_is_a_model(model, monkeypatch):
+    assert store.find(str(model)).manifest.family == "sd1"
+    monkeypatch.chdir(model.parent)
+    assert store.find("./mine").manifest.family == store.find("mine").manifest.family == "sd1"
+    with pytest.raises(UserError, match="There is no file or folder"):
+        store.find("./nothing")
+
+
+def test_another_programs_folder_is_presented_or_refused(model):
+    (model / "model.json").unlink()
+    with pytest.raises(UserError, match="run mlxldm-convert"):
+        store.find(str(model))
+    assert store.find(str(model), lambda path: ("presented", path)) == ("presented", model)
+
+
+def test_registered_models_are_found_by_name_wherever_they_are(model):
+    store.register("mine", model)
+    store.register("someone/theirs", model)
+    store.register("mine", model)  # the same again is no matter
+    assert store.find("mine").manifest.family == "sd1" and store.locate("someone/theirs") == model
+    rows = {row["name"]: row for row in store.models()}
+    assert rows["mine"]["state"] == "ready" and rows["mine"]["family"] == "sd1" and rows["mine"]["bytes"] > 1000
+    assert rows["someone/theirs"]["path"] == str(model)
+
+
+def test_models_in_the_models_folder_are_there_without_registration(model, home):
+    target = home / "mlxldm" / "models" / "kept"
+    shutil.copytree(model, target)
+    assert store.locate("kept") == target
+    assert "kept" in [row["name"] for row in store.models()]
+    with pytest.raises(UserError, match="taken by the model at"):
+        store.register("kept", model, force=True)  # a whole model there is never hidden
+    store.register("kept", target)
+
+
+def test_a_taken_name_is_left_alone_unless_forced(model, tmp_path):
+    other = Path(shutil.copytree(model, tmp_path / "other"))
+    store.register("mine", model)
+    with pytest.raises(UserError, match="taken.*--force"):
+        store.register("mine", other)
+    assert store.locate("mine") == model
+    store.register("mine", other, force=True)
+    assert store.locate("mine") == other
+    store.forget("mine")
+    assert other.exists() and "mine" not in [row["name"] for row in store.models()]
+    with pytest.raises(UserError, match="No model 'mine'"):
+        store.forget("mine")
+
+
+def test_a_disk_that_is_not_there_is_a_state(model):
+    store.register("mine", model)
+    model.rename(model.parent / "away")
+    assert {row["name"]: row["state"] for row in store.models()}["mine"] == "not there"
+    with pytest.raises(UserError, match="registered at .* not there now"):
+        store.find("mine")
+    (model.parent / "away").rename(model)
+    assert store.find("mine").manifest.family == "sd1"
+    (model / "model.json").write_text("{")
+    assert {row["name"]: row["state"] for row in store.models()}["mine"] == "damaged"
+
+
+def test_an_unknown_name_is_told_the_nearest(model):
+    store.register("dreamscape", model)
+    with pytest.raises(UserError, match="Did you mean 'dreamscape'"):
+        store.find("dreamscpae")
+    with pytest.raises(UserError, match="mlxldm pull someone/model"):
+        store.find("someone/model")
+    for name in ("", "a\0b", "../x", "a/b/c"):
+        with pytest.raises(UserError):
+            store.find(name)
+
+
+@pytest.mark.parametrize("name", ["", ".hidden", "a/b/c", "../x", "scenes", "a b", "x" * 200])
+def test_names_that_could_not_be_told_from_paths_are_refused(name, model):
+    with pytest.raises(UserError, match="cannot be a model's name"):
+        store.register(name, model)
+
+
+def test_damaged_entries_hide_nothing_else(model, home):
+    store.register("good", model)
+    folder = home / "mlxldm" / "models"
+    for i, text in enumerate(["", "[]", "{", '{"path": 3}', '{"path": "a\\u0000b"}']):
+        (folder / f"bad{i}.json").write_text(text)
+    assert [row["name"] for row in store.models() if row["name"] != "scenes"] == ["good"]
+
+
+def test_programs_that_register_at_once_lose_nothing(model, home):
+    code = "import sys\nfrom mlxldm import store\nfor i in range(20): store.register(f'{sys.argv[1]}-{i}', sys.argv[2])"
+    runs = [subprocess.Popen([sys.executable, "-c", code, name, str(model)]) for name in ("a", "b")]
+    assert [run.wait() for run in runs] == [0, 0]
+    names = {row["name"] for row in store.models()}
+    assert {f"{who}-{i}" for who in "ab" for i in range(20)} <= names
+    assert not [entry for entry in os.listdir(home / "mlxldm" / "models") if entry.startswith(".")]

@@ -138,7 +138,7 @@ def _auto(device: str | None) -> Choice:
         facts = _module("mlx").probe()
         if device is None and facts["device"] == "gpu":
             return Choice("mlx", "gpu", "MLX has a GPU here")
-        why = "the CPU was asked for" if device else "no GPU that it can use"
+        why = "the CPU was asked for" if device else "no GPU was found"
         if facts.get("fast", True):
             return Choice("mlx", "cpu", why)
         if torch:

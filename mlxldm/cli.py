@@ -76,7 +76,7 @@ class _Parser(argparse.ArgumentParser):
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
-            what = action.option_strings[0] if action.option_strings else action.metavar or action.dest
+            what = action.option_strings[0] if action.option_strings else action.dest
             names = [str(choice) for choice in action.choices]
             raise UserError(f"There is no {what} {value!r}.{nearest(str(value), names)} There are {', '.join(names)}.")
 
@@ -437,15 +437,13 @@ def _show(args: argparse.Namespace) -> int:
     if args.json:
         _print_json(about)
         return 0
-    parts = about.pop("parts")
+    parts = {**about.pop("parts"), "in all": {**about, "dtypes": []}}
     source = about.pop("source")
-    rows = [[name, _plain(value)] for name, value in about.items() if value not in (None, {}, "")]
-    if source.get("name"):
-        rows.append(["source", str(source["name"])])
-    _table(rows)
+    del about["parameters"], about["bytes"]
+    _table([[name, _plain(value)] for name, value in {**about, "source": source.get("name")}.items() if value])
     print()
     _table([["part", "parameters", "stored as", "size"]] + [
-        [name, f"{part['parameters'] / 1e6:.2f} M", " ".join(part["dtypes"]), size(part["bytes"])]
+        [name, f"{part['parameters'] / 1e6:.3g} M", " ".join(part["dtypes"]), size(part["bytes"])]
         for name, part in parts.items()
     ])  # fmt: skip
     return 0
@@ -545,7 +543,7 @@ def _version(args: argparse.Namespace) -> int:
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items() if inner not in (None, {}))
-    return f"{value / 1e6:.2f} M" if isinstance(value, int) and value > 100_000 else str(value)
+    return str(value)
 
 
 def _table(rows: Iterable[Sequence[str]]) -> None:

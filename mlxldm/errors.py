@@ -16,7 +16,10 @@ class UserError(Exception):
 def nearest(word: str, known: Iterable[str]) -> str:
     """`" Did you mean 'euler' or 'euler_a'?"` for a word close to some of `known`, otherwise an empty string."""
     by_small = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(str(word).lower(), by_small, n=3, cutoff=0.6)
+    small = str(word).lower()
+    close = difflib.get_close_matches(small, by_small, n=3, cutoff=0.6)
+    if not close and len(small) > 1:  # "gen" for "generate" is too short to be close
+        close = [name for name in by_small if name.startswith(small)][:3]
     if not close:
         return ""
     return " Did you mean " + " or ".join(repr(by_small[name]) for name in close) + "?"

@@ -62,4 +62,5 @@ def test_what_is_wrong_is_said_in_one_sentence(data, said):
 def test_nearest_names():
     assert nearest("eular", ["euler", "euler_a", "ddim"]) == " Did you mean 'euler' or 'euler_a'?"
     assert nearest("MLX", ["mlx", "torch"]) == " Did you mean 'mlx'?"
+    assert nearest("gen", ["generate", "show"]) == " Did you mean 'generate'?"
     assert nearest("qqq", ["euler"]) == ""

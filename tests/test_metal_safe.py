@@ -26,10 +26,10 @@ from mlxldm.on_mlx.unet import UNet  # noqa: E402
 from mlxldm.on_mlx.vae import Vae  # noqa: E402
 
 METAL = set(
-    "Abs Add AddMM Arange AsStrided AsType Broadcast BroadcastAxes Compiled Concatenate Convolution Copy Cos Divide Equal "
-    "Erf Exp ExpandDims Flatten Full Gather GatherAxis Greater GreaterEqual LayerNorm Less LessEqual Log Matmul Maximum "
-    "Minimum Multiply Negative NumberOfElements Pad Power QuantizedMatmul Reduce Reshape Rsqrt ScaledDotProductAttention "
-    "Select Sigmoid Sin Slice Softmax Split Sqrt Square Squeeze StopGradient Subtract Tanh Transpose Unflatten".split()
+    "Abs Add AddMM Arange AsStrided AsType Broadcast BroadcastAxes Concatenate Convolution Copy Cos Divide Equal Erf "
+    "Exp ExpandDims Flatten Full Gather GatherAxis Greater GreaterEqual LayerNorm Less LessEqual Log Matmul Maximum "
+    "Minimum Multiply Negative NumberOfElements Pad Power Reduce Reshape Rsqrt ScaledDotProductAttention Select "
+    "Sigmoid Sin Slice Softmax Split Sqrt Square Squeeze StopGradient Subtract Tanh Transpose Unflatten".split()
 )
 TYPES = {mx.float16, mx.bfloat16, mx.float32, mx.int32, mx.uint32, mx.bool_}
 HEAVY = {"Convolution", "Matmul", "AddMM"}  # where a promotion to float32 would cost twice the time

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from mlxldm.folder import Tensor
 from mlxldm.parameters import parameters
+from mlxldm.tensors import Tensor
 
 
 class ArrayFolder:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 M = TypeVar("M", bound=nn.Module)
-CACHE = 1 << 30  # bytes of freed GPU memory MLX may keep for the next step instead of giving them back
+CACHE = 1 << 30  # bytes of freed memory MLX may keep for the next step; fresh memory costs a CPU a fault every 4 KB
 
 
 @dataclass
@@ -58,10 +60,10 @@ class MlxModel:
         if device is not None:
             mx.set_default_device(mx.Device(mx.gpu if device == "gpu" else mx.cpu))
         self._gpu = mx.default_device() == mx.gpu
+        self._helper = ThreadPoolExecutor(1, "mlxldm-helper")
         if precision == "auto":
             precision = "float16" if self._gpu else "float32"
-        if self._gpu:
-            mx.set_cache_limit(CACHE)
+        mx.set_cache_limit(0)  # while loading, what is freed is not needed again
         mx.reset_peak_memory()
 
         self.manifest = manifest = folder.manifest
@@ -83,6 +85,7 @@ class MlxModel:
         self._vae = fill(Vae(manifest.vae), folder, "vae", mx.float32 if careful else dtype)
         if self._gpu:
             pad_heads(self._unet)
+        mx.set_cache_limit(CACHE)
         where = f"the GPU ({mx.device_info().get('device_name', 'GPU')})" if self._gpu else f"the CPU ({BLAS.name})"
         self.description = f"MLX {VERSION} on {where}, {precision}"
 
@@ -126,12 +129,37 @@ class MlxModel:
 
     def predict(self, x: mx.array, timestep: float, cond: Cond) -> tuple[mx.array, mx.array | None]:
         """The U-Net's raw output with the prompt and, if there is one, with the negative prompt."""
-        outputs: list[mx.array] = []
-        for text in cond.batches:
-            rows = text.keys_values[0][0].shape[0] if text.keys_values else 1
-            time = self._unet.embed(timestep, added=text.added)
-            outputs += mx.split(self._unet(mx.repeat(x, rows, axis=0), time, text.keys_values), rows)
-        return (outputs[0], outputs[1]) if cond.guided else (outputs[0], None)
+        if not cond.guided:
+            return self._guess(x, timestep, cond.batches[0]), None
+        if self._gpu:
+            both = self._guess(mx.concatenate([x, x]), timestep, cond.batches[0])
+            return both[:1], both[1:]
+        return self._side_by_side(x, timestep, cond)
+
+    def _guess(self, x: mx.array, timestep: float, text: Text) -> mx.array:
+        return self._unet(x, self._unet.embed(timestep, added=text.added), text.keys_values)
+
+    def _side_by_side(self, x: mx.array, timestep: float, cond: Cond) -> tuple[mx.array, mx.array]:
+        """Both guesses at once on a CPU, each in its own thread with half the cores.
+
+        A matrix product alone keeps all cores busy, but most else in MLX runs on one. Threads of MLX may share arrays
+        that are computed, and nothing else: each thread gets finished arrays and hands back a finished one.
+        """
+        mx.eval(x)
+
+        def compute(text: Text) -> mx.array:
+            guess = self._guess(x, timestep, text)
+            mx.eval(guess)
+            return guess
+
+        cores = cpu_cores()
+        BLAS.threads(max(1, cores // 2))
+        try:
+            other = self._helper.submit(compute, cond.batches[1])
+            guess = compute(cond.batches[0])
+            return guess, other.result()
+        finally:
+            BLAS.threads(cores)
 
     def encode_image(self, pixels: mx.array) -> tuple[mx.array, mx.array]:
         """Mean and standard deviation of the picture's latent, scaled for the U-Net."""
@@ -159,7 +187,13 @@ class MlxModel:
     def unload(self) -> None:
         """Let go of every weight; the model cannot be used afterwards."""
         self._texts, self._unet, self._vae = [], None, None  # type: ignore[assignment]
+        self._helper.shutdown(wait=False)
         mx.clear_cache()
+
+
+def cpu_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def fill(module: M, folder: Folder, part: str, dtype: mx.Dtype) -> M:

@@ -278,21 +278,13 @@ def _made_by(description: str, seconds: float) -> dict[str, Any]:
 
 
 def check_prompts(folder: Folder, job: Job) -> None:
-    """`UserError` naming what does not fit, if a prompt is longer than the model can read."""
+    """`UserError` naming what does not fit, if a prompt is longer than the model can read; said before loading it."""
     from .tokenizer import ClipTokenizer
 
     config = folder.manifest.text
-    if config is None:
-        return
     tokenizer = ClipTokenizer.from_files(folder.tokenizer_files(1))
-    length = config.max_position_embeddings
-    for name, text in (("prompt", job.prompt), ("negative prompt", job.negative)):
-        rest = tokenizer.left_out(text, length)
-        if rest:
-            raise UserError(
-                f"The {name} is too long for this model, which reads {length - 2} tokens: {rest!r} would be left out; "
-                "shorten it."
-            )
+    tokenizer.check(job.prompt, config.max_position_embeddings)
+    tokenizer.check(job.negative, config.max_position_embeddings, "negative prompt")
 
 
 def _outputs(output: str | None, job: Job) -> list[Path]:

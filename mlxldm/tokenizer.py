@@ -190,6 +190,15 @@ class ClipTokenizer:
         rest = self.encode(text)[length - 2 :]
         return self.decode(rest)
 
+    def check(self, text: str, length: int = 77, name: str = "prompt") -> None:
+        """UserError, saying what does not fit, if `ids` would leave out a part of `text`."""
+        rest = self.left_out(text, length)
+        if rest:
+            raise UserError(
+                f"The {name} is too long for this model, which reads {length - 2} tokens: {rest!r} would be left out; "
+                f"shorten it."
+            )
+
     def decode(self, ids: list[int]) -> str:
         """What ids say, lower-cased and with single spaces between words."""
         out = bytearray()

@@ -45,6 +45,12 @@ def test_a_folder_that_is_only_presented_runs_too():
     model.unload()
 
 
+@needs_mlx
+def test_no_part_of_a_prompt_is_left_out_in_silence(little_folder: Path):
+    with pytest.raises(mlxldm.UserError, match="too long.*would be left out"):
+        mlxldm.draw("a house " * 20, model=str(little_folder), **CPU)
+
+
 @pytest.mark.parametrize(
     "wishes", [{"stepps": 3}, {"steps": "3"}, {"count": 2}, {"model": "scens"}, {"backend": "mxl"}, {"device": "gup"}]
 )

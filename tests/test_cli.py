@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import needs_mlx
+from conftest import needs_mlx, needs_torch
 from PIL import Image
 
 import mlxldm
 from mlxldm import backend, cli
+from mlxldm.doctor import psnr
 from mlxldm.job import Job
 from mlxldm.picture import load_image, read_job, read_record
 
@@ -141,6 +142,17 @@ def test_starting_from_a_picture_and_a_mask(draw, here: Path):
 def test_an_existing_device_file_is_written_in_place(draw, here: Path):
     assert draw("x", "--steps", "1", "-o", "/dev/null")[0] == 0
     assert not Path("/dev/null").is_file()
+
+
+@needs_mlx
+@needs_torch
+def test_a_diffusers_folder_runs_in_place_on_both_backends(run, here: Path, tiny_folder):
+    for name in ("mlx", "torch"):
+        arguments = ["--model", tiny_folder("sd1"), "--seed", "3", "--steps", "2", "--width", "64", "--height", "64"]
+        where = ["--backend", name, "--device", "cpu", "--precision", "float32"]
+        code, _, err = run("generate", "a red house", *arguments, *where, "-o", f"{name}.png")
+        assert code == 0, err
+    assert psnr(load_image("mlx.png", 64, 64), load_image("torch.png", 64, 64), 2.0) >= 50  # eight bits, rounded
 
 
 # Bad input: exit 2, one sentence, nothing written.
@@ -277,6 +289,23 @@ def test_models_and_backends(run):
     assert code == 0 and "mlx" in out and "torch" in out and "auto takes" in out
     rows = json.loads(run("backends", "--json")[1])["backends"]
     assert [row["name"] for row in rows] == ["mlx", "torch"]
+
+
+def test_pull_prints_where_the_model_is(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from mlxldm import hub
+    from mlxldm.errors import UserError
+
+    def pull(repo, progress):
+        progress(0.0, "asking")
+        progress(0.5, "downloading")
+        if repo == "some/body":
+            raise UserError("The hub cannot be reached: check the network.")
+        return tmp_path
+
+    monkeypatch.setattr(hub, "pull", pull)
+    assert run("pull", "owner/name") == (0, f"{tmp_path}\n", "")
+    assert json.loads(run("pull", "owner/name", "--json")[1]) == {"id": "owner/name", "path": str(tmp_path)}
+    refused(run("pull", "some/body"), "cannot be reached")
 
 
 # In a process of its own.

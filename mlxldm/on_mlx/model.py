@@ -114,6 +114,8 @@ class MlxModel:
         outputs: list[ClipOutput] = []
         for tokenizer, encoder in zip(self._tokenizers, self._texts, strict=True):
             length = encoder.config.max_position_embeddings
+            for text in prompts:
+                tokenizer.check(text, length)
             outputs.append(encoder([tokenizer.ids(text, length) for text in prompts]))
         return outputs
 

@@ -40,6 +40,7 @@ class TextEncoder:
     def __call__(self, text: str) -> tuple[Tensor, Tensor | None]:
         """The hidden state (1, length, D) of a text, and its projected summary (1, P) where the model has one."""
         device = next(self.clip.parameters()).device
+        self.tokenizer.check(text, self.length)
         ids = torch.tensor([self.tokenizer.ids(text, self.length)], device=device)
         out = self.clip(ids, output_hidden_states=self.skip != -1)
         hidden = out.last_hidden_state if self.skip == -1 else out.hidden_states[self.skip]

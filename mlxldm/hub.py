@@ -8,6 +8,7 @@ A download that was cut goes on where it stopped.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from mlxldm.errors import UserError, nearest
 from mlxldm.folder import PARTS, TOKENIZER_FILES
@@ -25,6 +27,8 @@ ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95
 Progress = Callable[[float, str], None]  # the part that is done, 0 to 1, and what is going on
 
 COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae")
+LARGE = 32 << 20  # bytes from which a file is worth going on with where it stopped
+BEGUN = ".mlxldm.incomplete"
 SHARD = re.compile(r"(?P<base>.+?)(\.(?P<early>[\w-]+))?-\d{5}-of-\d{5}(\.(?P<late>[\w-]+))?\.safetensors")
 
 
@@ -174,6 +178,9 @@ def _download(repo: str, progress: Progress | None) -> Path:
 
     def work() -> None:
         try:
+            for name in missing:
+                if sizes[name] >= LARGE:
+                    _fetch(repo, name, str(info.sha), endpoint, cache, storage)
             only = [_literal(name) for name in files]
             result.append(snapshot_download(repo, endpoint=endpoint, allow_patterns=only, max_workers=4))
         except BaseException as error:
@@ -200,6 +207,49 @@ def _download(repo: str, progress: Progress | None) -> Path:
     return path
 
 
+def _fetch(repo: str, name: str, commit: str, endpoint: str | None, cache: Path, storage: Path) -> None:
+    """Bring one large file into the cache's blobs, going on where an earlier try stopped, even one that was killed.
+
+    Newer versions of the library throw away what has arrived of a file when they are interrupted. Here it stays beside
+    the blobs until it is whole; the library then finds the blob in place and links it.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers
+
+    url = hf_hub_url(repo, name, revision=commit, endpoint=endpoint)
+    about = get_hf_file_metadata(url, endpoint=endpoint)
+    if not about.etag or not re.fullmatch(r"[0-9a-zA-Z]{8,128}", about.etag) or not about.size:
+        return  # nothing to recognise a begun file by: the library's own way will do
+    blob, begun = storage / "blobs" / about.etag, storage / "blobs" / (about.etag + BEGUN)
+    lock = cache / ".locks" / storage.name / f"{about.etag}.lock"  # the library's own, so that it waits for us
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock):
+        if blob.exists():
+            return
+        headers = build_hf_headers()
+        if urlsplit(url).netloc != urlsplit(about.location).netloc:
+            headers = {key: value for key, value in headers.items() if key.lower() != "authorization"}
+        with open(begun, "ab") as file:
+            if file.tell() > about.size:
+                file.truncate(0)
+            if file.tell() < about.size:
+                http_get(about.location, file, resume_size=file.tell(), headers=headers, expected_size=about.size)
+        if begun.stat().st_size != about.size or not _whole(begun, about.etag):
+            begun.unlink()
+            raise UserError(f"{name} of {repo} arrived damaged: run the same command again.")
+        os.replace(begun, blob)
+
+
+def _whole(path: Path, etag: str) -> bool:
+    """Whether the file's sha256 is `etag`; true where the etag is no sha256."""
+    if not re.fullmatch(r"[0-9a-f]{64}", etag):
+        return True
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == etag
+
+
 def _literal(name: str) -> str:
     """A pattern that matches this file name only."""
     return re.sub(r"([*?[])", r"[\1]", name)
@@ -217,8 +267,8 @@ def _stored(storage: Path) -> int:
 
 
 def _partial(storage: Path) -> int:
-    """Bytes of files that were begun and not finished."""
-    return sum(file.stat().st_size for file in (storage / "blobs").glob("*.incomplete"))
+    """Bytes of files that were begun and not finished, and that `_fetch` goes on with."""
+    return sum(file.stat().st_size for file in (storage / "blobs").glob(f"*{BEGUN}"))
 
 
 def _explained(error: Exception, repo: str) -> UserError | Exception:

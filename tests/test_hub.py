@@ -206,14 +206,14 @@ def test_a_download_that_was_cut_goes_on_where_it_stopped(online, little_folder,
     server = online("some/little", files)
     server.cut = {"denoiser.safetensors"}
     monkeypatch.setattr("time.sleep", lambda seconds: SLEEP(min(seconds, 0.02)))  # the client waits between its tries
-    with pytest.raises(UserError, match="cannot be reached.*is kept"):
+    with pytest.raises(UserError, match="what has arrived is kept"):
         hub.pull("some/little")
     assert not [row for row in store.models() if row["name"] == "some/little"]  # half a model is no model
     server.cut = set()
     server.log.clear()
     hub.pull("some/little")
     asked = [span for method, path, span in server.log if method == "GET" and path.endswith("/denoiser.safetensors")]
-    assert asked == [f"bytes={len(files['denoiser.safetensors']) // 2}-"]
+    assert asked == [f"bytes={len(files['denoiser.safetensors']) // 2 // 1000 * 1000}-"]
     assert store.find("some/little").nbytes("denoiser") > 0
     assert not list(hub.cached("some/little").parent.parent.glob("blobs/*.incomplete"))
 

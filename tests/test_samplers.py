@@ -1,0 +1,170 @@
+"""Samplers by what must be true of them: order of convergence where the exact path is known, the right variance, the
+same numbers on every kind of array."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from mlxldm.config import ScheduleConfig
+from mlxldm.samplers import SAMPLERS, plms_calls
+from mlxldm.schedule import SPACINGS, Schedule
+
+MEAN, SPREAD = 0.7, 0.5  # of the clean data: one Gaussian, for which the best guess and the exact path are known
+
+
+def best_guess(x, sigma):
+    return (x * (SPREAD**2 / (SPREAD**2 + sigma**2))) + MEAN * sigma**2 / (SPREAD**2 + sigma**2)
+
+
+def path(x, a, b):
+    """Where the probability-flow ODE takes `x` from level `a` to `b`."""
+    return MEAN + (x - MEAN) * math.sqrt((SPREAD**2 + b**2) / (SPREAD**2 + a**2))
+
+
+def walk(name, denoise, x, sigmas, draw=None, **options):
+    for x, _ in SAMPLERS[name](denoise, x, sigmas, draw, **options):
+        pass
+    return x
+
+
+def error(name, steps, sigmas):
+    levels = sigmas(steps)
+    x = np.array([12.0, -5.0])
+    return np.abs(walk(name, best_guess, x, levels) - path(x, levels[0], levels[-1])).max()
+
+
+def geometric(steps):
+    return np.geomspace(10, 0.2, steps + 1).tolist()
+
+
+def even(steps):
+    return np.linspace(5, 0.5, steps + 1).tolist()
+
+
+ORDERS = {
+    "ddim": (1, geometric),
+    "euler": (1, geometric),
+    "heun": (2, geometric),
+    "dpmpp_2s": (2, geometric),
+    "dpmpp_2m": (2, geometric),
+    "unipc": (3, geometric),  # its corrector adds one to its predictor's two
+    "lms": (2, geometric),  # in the end its one first step of order 1 decides, before it climbs to 4
+    "pndm": (2, even),  # its weights are those of even steps
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_halving_the_step_divides_the_error_by_two_to_the_order(name):
+    order, sigmas = ORDERS[name]
+    ratio = error(name, 160, sigmas) / error(name, 320, sigmas)
+    assert ratio > 0.85 * 2**order, ratio
+    if order == 1:
+        assert ratio < 2.2, ratio
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2s", "dpmpp_2m", "unipc"])
+@pytest.mark.parametrize("order", [1, 3])
+def test_solver_orders_are_what_they_say(name, order):
+    def at(steps):
+        levels, x = geometric(steps), np.array([12.0, -5.0])
+        if name == "dpmpp_2s":
+            orders = [1 + i % order for i in range(steps)]
+        else:
+            orders = [min(order, i + 1) for i in range(steps)]
+        kind = {} if name == "unipc" else {"kind": "heun"}
+        return np.abs(walk(name, best_guess, x, levels, orders=orders, **kind) - path(x, levels[0], levels[-1])).max()
+
+    ratio = at(120) / at(240)
+    # UniPC's corrector adds one. A multistep's first step is of order 1, so that its error falls by 4 in the end.
+    expected = {("dpmpp_2m", 3): 2, ("unipc", 1): 2, ("unipc", 3): 4}.get((name, order), order)
+    assert ratio > 0.85 * 2**expected, ratio
+
+
+@pytest.mark.parametrize("name", ["ddpm", "euler_a", "dpmpp_2m_sde", "dpmpp_sde"])
+def test_samplers_with_noise_end_at_the_datas_variance(name):
+    random = np.random.RandomState(0)
+    size = 20_000
+    sigmas = [*np.geomspace(20, 0.02, 240).tolist(), 0.0]
+    x = MEAN + math.sqrt(SPREAD**2 + sigmas[0] ** 2) * random.randn(size)
+    x = walk(name, best_guess, x, sigmas, lambda: random.randn(size))
+    assert abs(x.mean() - MEAN) < 0.02
+    assert abs(x.std() / SPREAD - 1) < 0.03
+
+
+@pytest.mark.parametrize("name", ["euler_a", "dpmpp_2m_sde", "dpmpp_sde", "lcm"])
+def test_fresh_noise_matters(name):
+    sigmas = [10.0, 3.0, 1.0, 0.0]
+    results = [
+        walk(name, best_guess, np.full(8, 9.0), sigmas, lambda r=np.random.RandomState(seed): r.randn(8))
+        for seed in (1, 2)
+    ]
+    assert np.abs(results[0] - results[1]).max() > 0.01
+
+
+def test_lcm_is_its_last_guess():
+    x = walk("lcm", best_guess, np.full(8, 9.0), [10.0, 0.0], None)
+    np.testing.assert_allclose(x, best_guess(np.full(8, 9.0), 10.0))
+
+
+def test_plms_visits_the_second_level_twice():
+    calls = plms_calls([4.0, 3.0, 2.0, 1.0])
+    assert [call[1] for call in calls] == [4.0, 3.0, 3.0, 2.0]
+    assert [call[0] for call in calls] == ["first", "again", "next", "next"]
+    assert plms_calls([4.0, 0.0]) == [("first", 4.0, 4.0, 0.0)]
+
+
+CALLS = {"heun": lambda n: 2 * n - 1, "dpmpp_sde": lambda n: 2 * n - 1, "pndm": lambda n: n + 1}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_how_often_the_model_is_called_and_that_it_hears_floats(name):
+    """A NumPy float would turn an MLX array into a NumPy one without a word."""
+    for spacing in SPACINGS:
+        if name == "lcm" and spacing in ("karras", "exponential", "sgm_uniform"):
+            continue
+        plan = Schedule(ScheduleConfig(options={"skip_prk_steps": True})).plan(6, spacing, name)
+        heard = []
+
+        def denoise(x, sigma, heard=heard):
+            heard.append(sigma)
+            return x * 0.5
+
+        steps = list(SAMPLERS[name](denoise, np.ones(3), plan.sigmas, lambda: np.zeros(3), **plan.options))
+        assert len(steps) == plan.steps == len(plan.timesteps)
+        assert len(heard) == CALLS.get(name, lambda n: n)(6)
+        told = [plan.timestep(sigma) for sigma in heard]
+        for numbers in (heard, told, plan.sigmas, plan.timesteps, [plan.start_scale, plan.end_scale]):
+            assert {type(number) for number in numbers} == {float}
+        assert all(a >= b for a, b in pairwise(heard)) and all(a >= b for a, b in pairwise(told))
+
+
+@pytest.mark.parametrize("kind", ["mlx", "torch"])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_same_numbers_on_every_kind_of_array(name, kind):
+    if importlib.util.find_spec(kind) is None:
+        pytest.skip(f"{kind} is missing")
+    if kind == "mlx":
+        from mlxldm import on_mlx  # noqa: F401  (chooses the BLAS before mlx is imported)
+
+        array = __import__("mlx.core").core.array
+    else:
+        array = __import__("torch").from_numpy
+    random = np.random.RandomState(0)
+    start = random.randn(1, 4, 4, 4).astype(np.float32) * 14
+    draws = [random.randn(1, 4, 4, 4).astype(np.float32) for _ in range(20)]
+    plan = Schedule(ScheduleConfig(options={"skip_prk_steps": True})).plan(5, "model", name)
+
+    def run(make):
+        numbers = iter(draws)
+        x = make(start)
+        return walk(name, best_guess, x, plan.sigmas, lambda: make(next(numbers)), **plan.options)
+
+    expected, found = run(lambda x: x), run(array)
+    assert expected.dtype == np.float32 and type(found) is type(array(start))
+    assert "float32" in str(found.dtype)
+    np.testing.assert_allclose(np.asarray(found), expected, rtol=0, atol=2e-5)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mlxldm.errors import UserError
 from mlxldm.folder import Folder, Manifest, open_folder, tokenizer_files
 from mlxldm.tensors import Tensor, from_bfloat16, shown
 
@@ -28,9 +29,12 @@ def view(path: str | os.PathLike[str]) -> Folder:
     Raises UserError, in one sentence, for anything that is not a whole model of a known family.
     """
     path = Path(path)
-    if path.is_dir() and (path / "model.json").exists():
-        return open_folder(path)
-    return View(detect(path))
+    try:
+        if path.is_dir() and (path / "model.json").exists():
+            return open_folder(path)
+        return View(detect(path))
+    except OSError as error:
+        raise UserError(f"{shown(error.filename or path)} cannot be read: {error.strerror or error}.") from error
 
 
 class View:

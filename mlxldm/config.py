@@ -160,12 +160,18 @@ class ClipTextConfig(_Strict):
 
     WHAT: ClassVar[str] = "text encoder"
     FIXED: ClassVar[dict[str, tuple[Any, ...]]] = {"model_type": ("clip_text_model",)}
-    # Training-time settings, provenance, and what transformers writes into every config.json.
+    # Training-time settings, provenance, and what transformers wrote into every config.json over the years (most of it
+    # about generating text).
     HARMLESS: ClassVar[frozenset[str]] = _words(
-        "architectures attention_dropout chunk_size_feed_forward dropout dtype gradient_checkpointing id2label "
-        "initializer_factor initializer_range is_decoder is_encoder_decoder label2id output_attentions "
-        "output_hidden_states problem_type return_dict tie_word_embeddings torch_dtype torchscript "
-        "transformers_version use_bfloat16 use_cache"
+        "add_cross_attention architectures attention_dropout bad_words_ids begin_suppress_tokens "
+        "chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dropout dtype early_stopping "
+        "encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task forced_bos_token_id "
+        "forced_eos_token_id gradient_checkpointing id2label initializer_factor initializer_range is_decoder "
+        "is_encoder_decoder label2id length_penalty max_length min_length no_repeat_ngram_size num_beam_groups "
+        "num_beams num_return_sequences output_attentions output_hidden_states output_scores prefix problem_type pruned_heads "
+        "remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id suppress_tokens "
+        "task_specific_params temperature tf_legacy_loss tie_encoder_decoder tie_word_embeddings tokenizer_class top_k "
+        "top_p torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache"
     )
 
     vocab_size: int = 49408
@@ -349,8 +355,10 @@ class UNetConfig(_Strict):
                     f"The U-Net config's {name} has {len(getattr(self, name))} entries, but block_out_channels has "
                     f"{self.levels}."
                 )
-        if max(*self.layers_per_block, *self.transformer_layers_per_block, 0) > MAX_LAYERS:
-            raise UserError(f"The U-Net config stacks more than {MAX_LAYERS} layers in one block, which no model does.")
+        pairs = zip(self.layers_per_block, self.transformer_layers_per_block, strict=True)
+        stacked = sum(layers * inner for layers, inner in pairs)
+        if stacked > 4096:
+            raise UserError(f"The U-Net config stacks {stacked} layers, which no model does.")
         for width, heads in zip(self.block_out_channels, self.heads, strict=True):
             if width % heads or width % self.norm_num_groups:
                 raise UserError(

@@ -64,14 +64,14 @@ def locate(name: str) -> Path:
     if not name or "\0" in name:
         raise UserError("The model's name is empty; give a name, a folder or a hub id.")
     path = Path(name).expanduser()
-    if name.startswith((".", "~")) or path.is_absolute() or (os.sep in name and path.exists()):
-        if not path.exists():
+    if name.startswith((".", "~")) or path.is_absolute() or (os.sep in name and _exists(path)):
+        if not _exists(path):
             raise UserError(f"There is no file or folder {shown(path)}.")
         return path
     if NAME.fullmatch(name):
         registered = _registered(name)
         if registered is not None:
-            if not registered.exists():
+            if not _exists(registered):
                 raise UserError(
                     f"The model '{name}' is registered at {shown(registered)}, which is not there now: is its disk "
                     f"connected? If it moved, register it again."
@@ -85,7 +85,7 @@ def locate(name: str) -> Path:
             snapshot = cached(name)
             if snapshot is not None:
                 return snapshot
-    if path.exists():
+    if _exists(path):
         return path
     known = [EMBEDDED, *(row["name"] for row in models())]
     if "/" in name:
@@ -129,8 +129,8 @@ def register(name: str, path: str | os.PathLike[str], *, force: bool = False) ->
             before = _registered(name)
             if before is None or before.resolve() != target.resolve():
                 raise UserError(
-                    f"The name '{name}' is taken by the model at {shown(before)}: choose another name, or replace it "
-                    f"with --force."
+                    f"The name '{name}' is taken by the model at {shown(before)}: choose another name, or "
+                    f"remove {shown(entry)} (the model itself stays)."
                 ) from None
         finally:
             temporary.unlink(missing_ok=True)
@@ -176,7 +176,7 @@ def _all() -> Iterator[tuple[str, Path]]:
 
 def _row(name: str, path: Path) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name, "family": None, "state": "ready", "path": str(path), "bytes": None}
-    if not path.exists():
+    if not _exists(path):
         return {**row, "state": "not there"}
     if (path / "model.json").exists():
         try:
@@ -185,6 +185,13 @@ def _row(name: str, path: Path) -> dict[str, Any]:
         except (UserError, OSError):
             row["state"] = "damaged"
     return row
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long for the file system, a folder we may not look into
+        return False
 
 
 def _entry(name: str) -> str:

@@ -150,6 +150,13 @@ def test_the_sizes_of_the_published_models_come_out_right():
     assert count(UNetConfig.from_dict(SDXL)) == 2_567_463_684
     assert count(VaeConfig.from_dict(VAES["sd"])) == 83_653_863
     assert count(ClipTextConfig()) == 123_060_480
+    big = {"hidden_act": "gelu", "pad_token_id": 0}
+    h = ClipTextConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16, **big)
+    g = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
+    assert count(h) == 340_387_840
+    assert count(ClipTextConfig(**g, **big, projection_dim=1280)) == 694_659_840
+    sd2 = {**SD1, "attention_head_dim": [5, 10, 20, 20], "cross_attention_dim": 1024, "use_linear_projection": True}
+    assert count(UNetConfig.from_dict(sd2)) == 865_910_724
 
 
 def test_heads_are_what_diffusers_calls_attention_head_dim():
@@ -185,6 +192,7 @@ def test_a_config_reads_its_own_dict_back(config):
         (UNetConfig.from_dict, {**SMALL, "in_channels": 1 << 62}, "a whole number was expected"),
         (UNetConfig.from_dict, {**SMALL, "down_block_types": ["AttnDownBlock2D", "DownBlock2D"]}, "AttnDownBlock2D"),
         (UNetConfig.from_dict, [], "an object was expected"),
+        (UNetConfig.from_dict, {**SMALL, "layers_per_block": 200, "transformer_layers_per_block": 200}, "80000 layers"),
         (VaeConfig.from_dict, {"scaling_factor": float("nan")}, "a number was expected"),
         (VaeConfig.from_dict, {"latents_mean": [0.0]}, "latents_mean"),
         (ClipTextConfig.from_dict, {"hidden_act": "relu"}, "'relu'"),

@@ -255,7 +255,8 @@ def save(pipe, folder: Path, layout: str = "today") -> Path:
     """Write `pipe` to `folder`: `"today"` as transformers 5 writes it, `"hub"` as the files published before 2026 are.
 
     The hubs' text encoders carry `text_model.` in every name and their tokenizers are `vocab.json` and `merges.txt`;
-    transformers 5 drops the prefix (of `CLIPTextModel` only) and writes `tokenizer.json` alone.
+    transformers 5 drops the prefix (of `CLIPTextModel` only) and writes `tokenizer.json` alone. Their scheduler configs
+    are short: no spacing, so that every sampler keeps its own.
     """
     folder = Path(folder)
     pipe.save_pretrained(folder, safe_serialization=True)
@@ -269,11 +270,21 @@ def save(pipe, folder: Path, layout: str = "today") -> Path:
             if not any(name.startswith("text_model.") for name in tensors):
                 tensors = {"text_model." + name: tensor for name, tensor in tensors.items()}
             save_file(tensors, file, metadata={"format": "pt"})
+    _save_old_scheduler(folder / "scheduler" / "scheduler_config.json")
     for part in ("tokenizer", "tokenizer_2"):
         if (folder / part).is_dir():
             config = json.loads((folder / part / "tokenizer_config.json").read_text())
             _save_old_tokenizer(folder / part, config["pad_token"])
     return folder
+
+
+def _save_old_scheduler(file: Path) -> None:
+    config = json.loads(file.read_text())
+    kept = "_class_name _diffusers_version beta_start beta_end beta_schedule num_train_timesteps set_alpha_to_one "
+    kept += "steps_offset trained_betas clip_sample skip_prk_steps"
+    if config.get("prediction_type") != "epsilon":
+        kept += " prediction_type"
+    file.write_text(json.dumps({key: config[key] for key in kept.split() if key in config}, indent=2))
 
 
 def _save_old_tokenizer(folder: Path, pad: str) -> None:

@@ -13,18 +13,17 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from .errors import UserError, nearest
+from .errors import UserError
+from .terminal import Bar, Parser, real, size, whole
 
 if TYPE_CHECKING:
     from .folder import Folder
     from .job import Job
 
 # Spelled out so that `--help` imports no numerics; a test holds them equal to SAMPLERS and SPACINGS.
-SAMPLERS = (
-    "ddim ddpm euler euler_a heun lms pndm dpmpp_2s dpmpp_2m dpmpp_2m_sde dpmpp_sde unipc lcm"
-).split()  # fmt: skip
+SAMPLERS = "ddim ddpm euler euler_a heun lms pndm dpmpp_2s dpmpp_2m dpmpp_2m_sde dpmpp_sde unipc lcm".split()
 SPACINGS = "model leading trailing linspace karras exponential sgm_uniform".split()
 
 
@@ -41,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("interrupted; finished pictures are kept, nothing is half-written.")
         return 130
+    except MemoryError:
+        say("this machine's memory is not enough for that; take a smaller picture or another model.")
+        return 2
     except BrokenPipeError:  # `mlxldm models | head -1`: nobody reads any more, which is no fault
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -64,51 +66,11 @@ def _print_json(value: Any) -> None:
 # The arguments.
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, with the nearest names, instead of printing the usage."""
-
-    def __init__(self, **more: Any) -> None:
-        more = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter, **more}
-        super().__init__(**more)
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message[:1].upper()}{message[1:]}; see {self.prog} --help.")
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if action.choices is not None and value not in action.choices:
-            what = action.option_strings[0] if action.option_strings else action.dest
-            names = [str(choice) for choice in action.choices]
-            raise UserError(f"There is no {what} {value!r}.{nearest(str(value), names)} There are {', '.join(names)}.")
-
-    def options(self) -> list[str]:
-        return [option for option in self._option_string_actions if option.startswith("--")]
-
-
-def _number(kind: type, name: str) -> Any:
-    def read(text: str) -> Any:
-        try:
-            return kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {name}") from None
-
-    return read
-
-
-_whole = _number(int, "a whole number")
-_real = _number(float, "a number")
-
-
 def _parsed(argv: list[str]) -> argparse.Namespace:
     parser, commands = _parser()
     args, rest = parser.parse_known_args(argv)
-    name = f"mlxldm {args.command}" if args.command else "mlxldm"
-    if rest:
-        option = rest[0].partition("=")[0]
-        if option.startswith("-"):
-            known = (commands[args.command] if args.command else parser).options()
-            raise UserError(f"{name} has no option {option}.{nearest(option, known)} See {name} --help.")
-        quotes = " Put the prompt in quotes." if args.command == "generate" else ""
-        raise UserError(f"{name} does not know what to do with {rest[0]!r}.{quotes}")
+    quotes = " Put the prompt in quotes." if args.command == "generate" else ""
+    (commands[args.command] if args.command else parser).refuse(rest, quotes)
     if args.version:
         args.run = _version
     elif args.command is None:
@@ -116,17 +78,17 @@ def _parsed(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def _parser() -> tuple[_Parser, dict[str, _Parser]]:
-    parser = _Parser(
+def _parser() -> tuple[Parser, dict[str, Parser]]:
+    parser = Parser(
         prog="mlxldm",
         description="Latent diffusion on your own computer: MLX on Apple silicon and CPUs, PyTorch on NVIDIA.",
         epilog='Begin with:  mlxldm generate "a red lighthouse by the sea at dusk"',
     )
     parser.add_argument("--version", action="store_true", help="print the version")
-    subs = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
-    commands: dict[str, _Parser] = {}
+    subs = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    commands: dict[str, Parser] = {}
 
-    def command(name: str, run: Any, summary: str, **more: Any) -> _Parser:
+    def command(name: str, run: Any, summary: str, **more: Any) -> Parser:
         commands[name] = subs.add_parser(name, help=summary, description=f"{summary[:1].upper()}{summary[1:]}.", **more)
         commands[name].set_defaults(run=run)
         return commands[name]
@@ -162,7 +124,7 @@ def _where(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--precision", default="auto", metavar="NAME", help="auto, float32, float16 or bfloat16")
 
 
-def _generate_arguments(parser: _Parser) -> None:
+def _generate_arguments(parser: Parser) -> None:
     parser.add_argument("prompt", nargs="?", help="what to draw, in quotes")
     out = parser.add_argument_group("output")
     out.add_argument(
@@ -178,18 +140,18 @@ def _generate_arguments(parser: _Parser) -> None:
     _where(model)
     wish = parser.add_argument_group("picture")
     wish.add_argument("--negative", metavar="TEXT", help="what should not be there")
-    wish.add_argument("--seed", type=_whole, metavar="N", help="same seed, same picture; default: a new one")
-    wish.add_argument("--steps", type=_whole, metavar="N")
-    wish.add_argument("--guidance", type=_real, metavar="F", help="how closely to follow the prompt; 1: no guidance")
+    wish.add_argument("--seed", type=whole, metavar="N", help="same seed, same picture; default: a new one")
+    wish.add_argument("--steps", type=whole, metavar="N")
+    wish.add_argument("--guidance", type=real, metavar="F", help="how closely to follow the prompt; 1: no guidance")
     wish.add_argument("--sampler", metavar="NAME", help=" ".join(SAMPLERS))
     wish.add_argument("--spacing", metavar="NAME", help="where the steps lie: " + " ".join(SPACINGS))
-    wish.add_argument("--width", type=_whole, metavar="N", help="pixels, a multiple of 8")
-    wish.add_argument("--height", type=_whole, metavar="N", help="pixels, a multiple of 8")
-    wish.add_argument("--count", type=_whole, metavar="N", help="pictures, with the seeds N, N+1, ...")
+    wish.add_argument("--width", type=whole, metavar="N", help="pixels, a multiple of 8")
+    wish.add_argument("--height", type=whole, metavar="N", help="pixels, a multiple of 8")
+    wish.add_argument("--count", type=whole, metavar="N", help="pictures, with the seeds N, N+1, ...")
     wish.add_argument("--noise", metavar="NAME", help="torch-cpu (the default) or nvidia: whose random numbers")
     start = parser.add_argument_group("starting from a picture")
     start.add_argument("--image", metavar="FILE", help="picture to start from")
-    start.add_argument("--strength", type=_real, metavar="F", help="how much of it to change, 0 to 1")
+    start.add_argument("--strength", type=real, metavar="F", help="how much of it to change, 0 to 1")
     start.add_argument("--mask", metavar="FILE", help="white is painted anew, black stays")
     start.add_argument("--job", metavar="JSON|PNG", help="a job in JSON, or a picture made by mlxldm to make again")
 
@@ -329,63 +291,6 @@ def find(name: str | None) -> Folder:
     from . import store
 
     return store.find(name, view)
-
-
-class Bar:
-    """A progress line with the time left, on stderr, there only while it is looked at: a terminal, over a second."""
-
-    WIDTH = 24
-    AFTER = 1.0  # seconds that a thing must take to be worth a bar
-
-    def __init__(self) -> None:
-        self.on = sys.stderr.isatty()
-        self.started = 0.0
-        self.shown = 0
-
-    def show(self, text: str) -> None:
-        """Say what begins now; the next line replaces it, and the time left is counted from here."""
-        self.started = time.perf_counter()
-        self._write(f"{text} ...")
-
-    def move(self, fraction: float, text: str) -> None:
-        """This part of what `show` began is done, 0 to 1."""
-        spent = time.perf_counter() - self.started
-        left = spent * (1 - fraction) / fraction if fraction else 0.0
-        if spent + left >= self.AFTER:
-            full = int(self.WIDTH * fraction)
-            self._write(f"{text}  [{'#' * full}{'.' * (self.WIDTH - full)}]  {duration(left)} left")
-
-    def _write(self, line: str) -> None:
-        if self.on:
-            sys.stderr.write("\r" + line.ljust(self.shown))
-            sys.stderr.flush()
-            self.shown = len(line)
-
-    def clear(self) -> None:
-        """Take the line away."""
-        if self.shown:
-            sys.stderr.write("\r" + " " * self.shown + "\r")
-            sys.stderr.flush()
-            self.shown = 0
-
-
-def duration(seconds: float) -> str:
-    """`8 s`, `2 min 5 s`, `1 h 4 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def size(count: float) -> str:
-    """Bytes for people: `24.6 MB`, `3.4 GB`."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
 
 
 # pull, models, show, backends, doctor

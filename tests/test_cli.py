@@ -15,7 +15,7 @@ from conftest import needs_mlx, needs_torch
 from PIL import Image
 
 import mlxldm
-from mlxldm import backend, cli
+from mlxldm import backend, cli, terminal
 from mlxldm.doctor import psnr
 from mlxldm.job import Job
 from mlxldm.picture import load_image, read_job, read_record
@@ -338,12 +338,12 @@ class Terminal(io.StringIO):
 @needs_mlx
 def test_a_bar_on_a_terminal_only(draw, here: Path, monkeypatch: pytest.MonkeyPatch):
     """Steps and time left, taken away at the end; a pipe gets the one line about the backend and nothing else."""
-    monkeypatch.setattr(cli.Bar, "AFTER", 0.0)
-    terminal = Terminal()
+    monkeypatch.setattr(terminal.Bar, "AFTER", 0.0)
+    screen = Terminal()
     with monkeypatch.context() as patch:
-        patch.setattr(sys, "stderr", terminal)
+        patch.setattr(sys, "stderr", screen)
         assert draw("x", "--steps", "3", "--count", "2", "-o", "a.png")[0] == 0
-    shown = terminal.getvalue()
+    shown = screen.getvalue()
     assert "picture 1/2, step 3/3" in shown and " s left" in shown and "loading the model" in shown
     assert shown.split("\r")[-2].strip() == ""
     assert "\r" not in draw("x", "--steps", "3", "-o", "a.png")[2]
@@ -351,9 +351,9 @@ def test_a_bar_on_a_terminal_only(draw, here: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_time_left(monkeypatch: pytest.MonkeyPatch):
     now = [100.0]
-    monkeypatch.setattr(cli.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(terminal.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(sys, "stderr", Terminal())
-    bar = cli.Bar()
+    bar = terminal.Bar()
     bar.show("drawing")
     now[0] += 0.1
     bar.move(0.5, "step 1/2")

@@ -131,7 +131,7 @@ def loaded(code: str) -> set[str]:
     return set(result.stdout.splitlines()[-1].split())
 
 
-LIGHT = ["mlxldm", "mlxldm.cli", "mlxldm.job", "mlxldm.errors", "mlxldm.backend"]
+LIGHT = ["mlxldm", "mlxldm.cli", "mlxldm.job", "mlxldm.errors", "mlxldm.backend", "mlxldm.terminal"]
 NUMERIC = sorted(
     f"mlxldm.{path.stem}" for path in (ROOT / "mlxldm").glob("*.py") if path.stem not in ("__init__", "__main__")
 )

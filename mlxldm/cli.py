@@ -166,7 +166,7 @@ _WISHES = (
 
 
 def _generate(args: argparse.Namespace) -> int:
-    from . import backend
+    from . import __version__, backend
 
     wish = _wish(args)
     backend.check_precision(args.precision)
@@ -189,6 +189,7 @@ def _generate(args: argparse.Namespace) -> int:
         model = backend.load(folder, choice.backend, choice.device, args.precision)
         bar.clear()
         say(f"{model.description}: {choice.why}.")
+        made_by = {"mlxldm": __version__, "backend": model.description}
         started = time.perf_counter()
         bar.show("reading the prompt")
         for event in generate(model, job):
@@ -197,7 +198,6 @@ def _generate(args: argparse.Namespace) -> int:
                 bar.move((event.index + event.step / event.of) / job.count, f"{several}step {event.step}/{event.of}")
                 continue
             path = outputs[event.index]
-            made_by = _made_by(model.description, event.seconds)
             save_png(path, event.pixels, event.job, made_by)
             bar.clear()
             done.append({"path": str(path), "seed": event.job.seed, "seconds": round(event.seconds, 3)})
@@ -212,7 +212,8 @@ def _generate(args: argparse.Namespace) -> int:
                 "pictures": done,
                 "job": job.to_json(),
                 "backend": {"name": choice.backend, "device": choice.device, "why": choice.why},
-                "made_by": _made_by(model.description, seconds),
+                "made_by": made_by,
+                "seconds": round(seconds, 3),
                 "memory": model.memory(),
             }
         )
@@ -231,12 +232,6 @@ def _wish(args: argparse.Namespace) -> Job:
     if "prompt" not in given:
         raise UserError('What should be drawn? Give a prompt: mlxldm generate "a lighthouse at dusk".')
     return Job(**given)
-
-
-def _made_by(description: str, seconds: float) -> dict[str, Any]:
-    from . import __version__
-
-    return {"mlxldm": __version__, "backend": description, "seconds": round(seconds, 3)}
 
 
 def check_prompts(folder: Folder, job: Job) -> None:

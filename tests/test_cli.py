@@ -88,7 +88,7 @@ def test_the_choice_and_its_reason_are_said(draw, here: Path):
 def test_make_it_again_from_the_picture_and_from_json(draw, here: Path):
     draw("a house", "--seed", "5", "--sampler", "euler_a", "--steps", "2", "-o", "first.png")
     draw("--job", "first.png", "-o", "again.png")
-    assert np.array_equal(load_image("first.png", 64, 64), load_image("again.png", 64, 64))
+    assert Path("first.png").read_bytes() == Path("again.png").read_bytes()
     Path("job.json").write_text(json.dumps(read_job("first.png").to_json()))
     draw("--job", "job.json", "-o", "json.png")
     assert np.array_equal(load_image("first.png", 64, 64), load_image("json.png", 64, 64))

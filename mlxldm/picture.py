@@ -113,8 +113,8 @@ def check_writable(path: Pathlike) -> None:
 def save_png(path: Pathlike, pixels: np.ndarray, job: Job, made_by: dict[str, Any] | None = None) -> Path:
     """Write `pixels` (H, W, 3) uint8 with the job inside; the file is there whole or not at all.
 
-    `made_by` is what else is worth knowing later (version, backend); it stays out of the job. No date: the same job gives
-    the same file.
+    `made_by` is what else is worth knowing later (version, backend); it stays out of the job. There is no
+    date, so that the same job gives the same file.
     """
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo

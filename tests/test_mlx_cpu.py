@@ -61,3 +61,24 @@ def test_attention_in_pieces_of_any_size(piece, spread):
     expected = weights / weights.sum(axis=-1, keepdims=True) @ v
     found = cpu.attend(*(mx.array(x.astype(np.float32)) for x in (spread * q, k, v)), 0.35, piece)
     assert np.allclose(found, expected, atol=2e-5 * spread)
+
+
+@pytest.mark.parametrize("band", [1, 20_000, 1 << 23])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (2, 7, 12), (3, 11, 5), (1, 1, 1), (2, 2, 9)])
+def test_winograd_is_the_convolution(monkeypatch, band, shape):
+    monkeypatch.setattr(cpu, "TILES", 1)
+    monkeypatch.setattr(cpu, "BAND", band)
+    draw = np.random.RandomState(0).standard_normal
+    x, weight = (mx.array(draw(size).astype(np.float32)) for size in ((*shape, 16), (24, 3, 3, 16)))
+    for shift in (mx.array(draw((1, 24)).astype(np.float32)), mx.array(draw((shape[0], 24)).astype(np.float32))):
+        found = cpu.conv3x3(x, weight, shift)
+        assert found.shape == (*shape, 24)
+        assert np.allclose(found, mx.conv2d(x, weight, padding=1) + shift[:, None, None, :], atol=1e-4)
+
+
+def test_a_convolution_to_few_channels_is_the_convolution():
+    draw = np.random.RandomState(0).standard_normal
+    x, weight = (mx.array(draw(size).astype(np.float32)) for size in ((2, 6, 9, 36), (4, 3, 3, 36)))
+    shift = mx.array(draw((1, 4)).astype(np.float32))
+    found = cpu.conv3x3(x, weight, shift)
+    assert np.allclose(found, mx.conv2d(x, weight, padding=1) + shift[:, None, None, :], atol=1e-4)

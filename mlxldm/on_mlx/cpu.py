@@ -17,6 +17,8 @@ import numpy as np
 
 BLOCK = 1 << 15  # numbers worked on at a time: input and scratch stay in a core's own cache
 PIECE = 1 << 22  # bytes of attention scores at a time
+BAND = 1 << 23  # bytes of Winograd tiles at a time
+TILES = 128  # for fewer tiles, transforming the filters costs more than it saves
 # erf(z) = 1 - t(a1 + t(a2 + ...)) exp(-z²), t = 1/(1 + pz), z >= 0, to 1.5e-7: Abramowitz & Stegun 1964, 7.1.26
 _P = 0.3275911
 _A = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
@@ -53,7 +55,8 @@ def normal(product: mx.array, gate: mx.array) -> mx.array:
     for i in range(0, len(rows), step):
         g = gates[i : i + step]
         t, e, p = (_room(number, g) for number in range(3))
-        np.abs(g, out=t)
+        np.clip(g, -30.0, 30.0, out=p)  # Phi is 0 or 1 in float32 long before, and the square stays finite
+        np.abs(p, out=t)
         t *= math.sqrt(0.5)
         np.multiply(t, t, out=e)
         np.negative(e, out=e)
@@ -96,6 +99,108 @@ def attend(q: mx.array, k: mx.array, v: mx.array, scale: float, piece: int = PIE
             outputs.append(parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1))
             mx.eval(outputs[-1])
     return mx.concatenate(outputs, axis=0).reshape(batch, heads, length, -1)
+
+
+def conv3x3(x: mx.array, weight: mx.array, shift: mx.array) -> mx.array:
+    """The 3x3 convolution with padding 1: x (B, H, W, C), weight (O, 3, 3, C), shift (1 or B, O) added to the result.
+
+    By Winograd's F(2x2, 3x3), which needs 4/9 of the products (Lavin & Gray 2015, arXiv:1509.09308), in bands of rows
+    that stay in the cache; MLX's own way is to write every pixel's nine neighbours out, at nine times the memory.
+    """
+    _, height, width, channels = x.shape
+    outputs = weight.shape[0]
+    if 9 * outputs <= channels:
+        return _conv3x3_few(x, weight) + shift[:, None, None, :]
+    tiles = ((height + 1) // 2) * ((width + 1) // 2)
+    if channels < 16 or tiles < TILES:
+        return mx.conv2d(x, weight, padding=1) + shift[:, None, None, :]
+    return _winograd(x, weight, shift)
+
+
+def _conv3x3_few(x: mx.array, weight: mx.array) -> mx.array:
+    """Few outputs: all nine products first, at every pixel, then nine shifted sums of a few channels each."""
+    batch, height, width, channels = x.shape
+    outputs = weight.shape[0]
+    products = x.reshape(-1, channels) @ weight.reshape(-1, channels).T
+    products = products.reshape(batch, height, width, outputs, 3, 3)
+    padded = mx.pad(products, [(0, 0), (1, 1), (1, 1), (0, 0), (0, 0), (0, 0)])
+    places = [(i, j) for i in range(3) for j in range(3)]
+    return sum((padded[:, i : i + height, j : j + width, :, i, j] for i, j in places), start=mx.array(0.0))
+
+
+def _winograd(x: mx.array, weight: mx.array, shift: mx.array) -> mx.array:
+    batch, height, width, channels = x.shape
+    outputs = weight.shape[0]
+    high, wide = (height + 1) // 2, (width + 1) // 2  # tiles, each of 2x2 results
+    out = mx.zeros((batch, 2 * high, 2 * wide, outputs))
+    filters = mx.zeros((16, outputs, channels))
+    band = max(1, min(high, BAND // (64 * wide * max(channels, outputs))))
+    tiles = mx.zeros((16, band * wide, channels))
+    mx.eval(out, filters, tiles)
+    pixels, results, shifts = _view(x), _view(out), _view(shift)
+    _filters(_view(weight), _view(filters).reshape(4, 4, outputs, channels))
+    filters = filters.swapaxes(-1, -2)
+    padded = np.zeros((2 * band + 2, 2 * wide + 2, channels), np.float32)
+    halves = np.empty((4, band, 2 * wide + 2, channels), np.float32)
+    sums = np.empty((2, 4, band, wide, outputs), np.float32)
+    for b in range(batch):
+        for top in range(0, high, band):
+            n = min(band, high - top)
+            first, last = 2 * top - 1, min(2 * (top + n) + 1, height)  # the rows of pixels that are looked at
+            begin = max(first, 0)
+            rows = padded[: 2 * n + 2]
+            rows[: begin - first] = 0
+            rows[begin - first : last - first, 1 : width + 1] = pixels[b, begin:last]
+            rows[last - first :] = 0
+            _tiles(rows, halves[:, :n], _view(tiles).reshape(4, 4, -1, wide, channels)[:, :, :n])
+            products = tiles[:, : n * wide] @ filters
+            _results(
+                _view(products).reshape(4, 4, n, wide, outputs),
+                sums[:, :, :n],
+                results[b, 2 * top : 2 * (top + n)].reshape(n, 2, wide, 2, outputs).transpose(1, 3, 0, 2, 4),
+                shifts[b % len(shifts)],
+            )
+    return out if (2 * high, 2 * wide) == (height, width) else out[:, :height, :width]
+
+
+def _tiles(rows: np.ndarray, halves: np.ndarray, tiles: np.ndarray) -> None:
+    """Overlapping 4x4 tiles d of the padded rows to B'dB; B' takes (0, 1, 2, 3) to (0 - 2, 1 + 2, 2 - 1, 1 - 3)."""
+    even, odd = rows[0::2], rows[1::2]
+    np.subtract(even[:-1], even[1:], out=halves[0])
+    np.add(odd[:-1], even[1:], out=halves[1])
+    np.subtract(even[1:], odd[:-1], out=halves[2])
+    np.subtract(odd[:-1], odd[1:], out=halves[3])
+    even, odd = halves[:, :, 0::2], halves[:, :, 1::2]
+    np.subtract(even[:, :, :-1], even[:, :, 1:], out=tiles[:, 0])
+    np.add(odd[:, :, :-1], even[:, :, 1:], out=tiles[:, 1])
+    np.subtract(even[:, :, 1:], odd[:, :, :-1], out=tiles[:, 2])
+    np.subtract(odd[:, :, :-1], odd[:, :, 1:], out=tiles[:, 3])
+
+
+def _filters(weight: np.ndarray, filters: np.ndarray) -> None:
+    """Filters g (O, 3, 3, C) to GgG' (4, 4, O, C); G takes (0, 1, 2) to (0, (0+1+2)/2, (0-1+2)/2, 2)."""
+    taps = weight.transpose(1, 2, 0, 3)
+    halves = np.empty((4, *taps.shape[1:]), np.float32)
+    for source, target in ((taps, halves), (halves.swapaxes(0, 1), filters.swapaxes(0, 1))):
+        target[0], target[3] = source[0], source[2]
+        np.add(source[0], source[2], out=target[1])
+        np.subtract(target[1], source[1], out=target[2])
+        target[1] += source[1]
+        target[1:3] *= 0.5
+
+
+def _results(products: np.ndarray, sums: np.ndarray, results: np.ndarray, shift: np.ndarray) -> None:
+    """Products m (4, 4, ...) to A'mA + shift (2, 2, ...); A' takes (0, 1, 2, 3) to (0 + 1 + 2, 1 - 2 - 3)."""
+    np.add(products[0], products[1], out=sums[0])
+    sums[0] += products[2]
+    np.subtract(products[1], products[2], out=sums[1])
+    sums[1] -= products[3]
+    np.add(sums[:, 0], sums[:, 1], out=sums[:, 0])
+    sums[:, 0] += sums[:, 2]
+    np.add(sums[:, 0], shift, out=results[:, 0])
+    np.subtract(sums[:, 1], sums[:, 2], out=sums[:, 1])
+    sums[:, 1] -= sums[:, 3]
+    np.add(sums[:, 1], shift, out=results[:, 1])
 
 
 def _exponentials(scores: mx.array) -> np.ndarray:

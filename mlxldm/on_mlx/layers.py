@@ -84,8 +84,12 @@ class Conv2d(nn.Module):
         self.stride = stride
         self.padding = kernel // 2 if padding is None else padding
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return mx.conv2d(x, self.weight, self.stride, self.padding) + self.bias
+    def __call__(self, x: mx.array, shift: mx.array | None = None) -> mx.array:
+        """shift: (1 or B, out), added to the bias."""
+        bias = self.bias[None] if shift is None else self.bias + shift
+        if self.weight.shape[1] == 3 and self.stride == self.padding == 1 and _numpy(x):
+            return cpu.conv3x3(x, self.weight, bias)
+        return mx.conv2d(x, self.weight, self.stride, self.padding) + bias[:, None, None, :]
 
 
 class GroupNorm(nn.Module):
@@ -247,14 +251,14 @@ class Resnet(nn.Module):
 
     def __call__(self, x: mx.array, time: mx.array | None = None) -> mx.array:
         """time: the embedding (1 or B, width), already through its activation."""
-        y = self.conv1(self.norm1(x, act=True))
+        y = self.norm1(x, act=True)
         if time is None:
-            y = self.norm2(y, act=True)
+            y = self.norm2(self.conv1(y), act=True)
         elif self.scale_shift:
             scale, shift = mx.split(self.time_emb_proj(time), 2, axis=-1)
-            y = self.norm2(y, act=True, extra=(scale, shift))
+            y = self.norm2(self.conv1(y), act=True, extra=(scale, shift))
         else:
-            y = self.norm2(y + self.time_emb_proj(time)[:, None, None, :], act=True)
+            y = self.norm2(self.conv1(y, self.time_emb_proj(time)), act=True)
         y = self.conv2(y)
         return (self.conv_shortcut(x) if "conv_shortcut" in self else x) + y
 

@@ -200,6 +200,7 @@ def _pictures(model: Model, job: Job) -> Iterator[Step | Picture]:
                 denoise = masked(denoise, source, first, mask)
             pure = mask is not None and job.strength == 1
             x = first * plan.start_scale if pure else source + first * plan.sigmas[0]
+            model.evaluate(source)  # so that the first step's seconds are its own
 
         clock = time.perf_counter()
         walk = SAMPLERS[job.sampler](denoise, x, plan.sigmas, draw, **plan.options)

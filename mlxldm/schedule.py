@@ -62,23 +62,29 @@ class _Habits:
     whole: bool = False  # rounds timesteps to whole numbers
     preserving: bool = False  # keeps latents at x / sqrt(sigma² + 1), so the first noise has unit size
     zero_snr: str = "no"  # "capped": the last sigma is 4096; "exact": it is infinite, see _ALMOST_INFINITE
-    full_range: bool = False  # karras and exponential go over the whole training range, not the steps' own
+    curved: bool = True  # heeds use_karras_sigmas and use_exponential_sigmas in the model's config
+    full_range: bool = False  # ... and they go over the whole training range, not the steps' own
+
+    @property
+    def exact(self) -> bool:
+        """Thinks in timesteps alone, so that no sigma is ever rounded to float32."""
+        return self.whole and not self.one_more
 
 
 _HABITS = {
-    "ddim": _Habits("leading", whole=True, preserving=True, zero_snr="exact"),
-    "ddpm": _Habits("leading", whole=True, preserving=True, zero_snr="exact"),
+    "ddim": _Habits("leading", whole=True, preserving=True, zero_snr="exact", curved=False),
+    "ddpm": _Habits("leading", whole=True, preserving=True, zero_snr="exact", curved=False),
     "euler": _Habits("linspace", zero_snr="capped"),
-    "euler_a": _Habits("linspace", zero_snr="capped"),
+    "euler_a": _Habits("linspace", zero_snr="capped", curved=False),
     "heun": _Habits("linspace"),
     "lms": _Habits("linspace"),
-    "pndm": _Habits("leading", whole=True, preserving=True),
+    "pndm": _Habits("leading", whole=True, preserving=True, curved=False),
     "dpmpp_2s": _Habits("linspace", one_more=True, whole=True, preserving=True, full_range=True),
     "dpmpp_2m": _Habits("linspace", one_more=True, whole=True, preserving=True, zero_snr="capped", full_range=True),
     "dpmpp_2m_sde": _Habits("linspace", one_more=True, whole=True, preserving=True, zero_snr="capped", full_range=True),
     "dpmpp_sde": _Habits("linspace"),
     "unipc": _Habits("linspace", one_more=True, whole=True, preserving=True, zero_snr="capped", full_range=True),
-    "lcm": _Habits("leading", whole=True, preserving=True, zero_snr="exact"),
+    "lcm": _Habits("leading", whole=True, preserving=True, zero_snr="exact", curved=False),
 }
 
 _CAP = 2.0**-24  # diffusers' alphas_cumprod at the end of a zero-SNR schedule, in the schedulers that need a sigma
@@ -116,9 +122,9 @@ class Schedule:
         """
         self._check(steps, spacing, sampler, strength)
         habits = _HABITS[sampler]
-        if sampler == "pndm" and self._is_plain(spacing):
+        if sampler == "pndm" and self._is_plain(spacing, habits):
             return self._pndm_plan(steps, spacing, strength)
-        table = self._sigmas(habits, exact=habits.whole and not habits.one_more)
+        table = self._sigmas(habits)
         timesteps, sigmas = self._points(table, steps, spacing, sampler, habits)
         if any(a <= b for a, b in zip(sigmas, sigmas[1:], strict=False)):
             raise UserError(
@@ -187,13 +193,10 @@ class Schedule:
             alphas[-1] = _CAP
         return alphas
 
-    def _sigmas(self, habits: _Habits, exact: bool) -> np.ndarray:
-        """sqrt((1 - a) / a) of all training timesteps, float64; without `exact`, rounded to float32 as diffusers does.
-
-        The schedulers that think in timesteps never make a sigma, so theirs is not rounded.
-        """
+    def _sigmas(self, habits: _Habits) -> np.ndarray:
+        """sqrt((1 - a) / a) of all training timesteps, float64; rounded to float32 where diffusers rounds it."""
         alphas = self._alphas(habits.zero_snr if self.config.zero_snr else "no")
-        if exact:
+        if habits.exact:
             alphas = np.maximum(alphas, _ALMOST_INFINITE)
             return np.sqrt((1 - alphas) / alphas)
         small = alphas.astype(np.float32)
@@ -213,7 +216,7 @@ class Schedule:
             return spread.tolist(), sigmas.tolist()
 
         spread = self._spread(steps, spacing, sampler, habits)
-        curve = _curve(spacing, self.config.options)
+        curve = self._curve(spacing, habits)
         sigmas = np.interp(spread, np.arange(len(table)), table)
         if curve:
             high, low = (table[-1], table[0]) if habits.full_range else (sigmas[0], sigmas[-1])
@@ -225,7 +228,7 @@ class Schedule:
             if habits.one_more:  # these classes keep timesteps in whole numbers, and cut off what they do not round
                 cosine = sampler.startswith("dpmpp_2m") and self.config.beta_schedule == "squaredcos_cap_v2"
                 spread = np.trunc(np.round(spread) if curve == "karras" and not cosine else spread)
-        if not (habits.whole and not habits.one_more):
+        if not habits.exact:
             sigmas = sigmas.astype(np.float32).astype(np.float64)
         return spread.tolist(), sigmas.tolist()
 
@@ -262,14 +265,20 @@ class Schedule:
             return spacing
         return self.config.spacing or habits.spacing
 
-    def _is_plain(self, spacing: str) -> bool:
+    def _curve(self, spacing: str, habits: _Habits) -> str:
+        """ "karras", "exponential" or "": the job's, else with "model" what the config says."""
+        if spacing == "model" and habits.curved:
+            return next((name for name in _CURVES if self.config.options.get(f"use_{name}_sigmas")), "")
+        return spacing if spacing in _CURVES else ""
+
+    def _is_plain(self, spacing: str, habits: _Habits) -> bool:
         """Whether the steps stand at whole timesteps, as diffusers' DDIM and PNDM know them."""
-        return spacing != "sgm_uniform" and not _curve(spacing, self.config.options)
+        return spacing != "sgm_uniform" and not self._curve(spacing, habits)
 
     def _clipped(self, habits: _Habits) -> int:
         """How many of the noisiest timesteps the config's `lambda_min_clipped` shuts out."""
         lowest = self._option("lambda_min_clipped", -math.inf)
-        return int((-np.log(self._sigmas(habits, exact=False)) < lowest).sum())
+        return int((-np.log(self._sigmas(habits)) < lowest).sum())
 
     def _lcm_timesteps(self, steps: int) -> list[float]:
         original = int(self._option("original_inference_steps", 50))
@@ -285,7 +294,7 @@ class Schedule:
             return 0.0
         if self._option("final_sigmas_type", "zero") != "sigma_min":
             return 0.0
-        return sigmas[-1] if sampler == "unipc" and _curve(spacing, self.config.options) else float(table[0])
+        return sigmas[-1] if sampler == "unipc" and self._curve(spacing, _HABITS[sampler]) else float(table[0])
 
     def _start_scale(self, habits: _Habits, spacing: str, sigmas: list[float]) -> float:
         """diffusers' init_noise_sigma, for x = clean + sigma * noise."""
@@ -315,7 +324,7 @@ class Schedule:
         kind = self._option("solver_type", "midpoint")
         if sampler == "pndm":
             return {"calls": plms_calls(sigmas[begin:]), "velocity": self.config.prediction == "v"}
-        if sampler == "ddim" and self._is_plain(spacing):
+        if sampler == "ddim" and self._is_plain(spacing, _HABITS[sampler]):
             stride = self.config.num_train_timesteps // steps
             return {"landings": [self._level(table, t - stride, True) for t in timesteps[begin:]]}
         if sampler == "lms":
@@ -367,7 +376,7 @@ class Schedule:
                     f"pndm needs at least 4 steps for its Runge-Kutta start with this model, not {steps}; take more, "
                     f"or another sampler."
                 )
-        table = self._sigmas(habits, exact=True)
+        table = self._sigmas(habits)
         train = self.config.num_train_timesteps
         stride = train // steps
         up = self._spread(steps, spacing, "pndm", habits)[::-1]
@@ -406,17 +415,6 @@ class Schedule:
 def _begin(steps: int, strength: float) -> int:
     """How many steps a strength leaves out (diffusers' get_timesteps)."""
     return max(steps - min(int(steps * strength), steps), 0)
-
-
-def _curve(spacing: str, options: dict[str, Any]) -> str:
-    """ "karras", "exponential" or "" for a job's spacing; with "model", what the config says."""
-    if spacing in ("karras", "exponential"):
-        return spacing
-    if spacing == "model":
-        for name in ("karras", "exponential"):
-            if options.get(f"use_{name}_sigmas"):
-                return name
-    return ""
 
 
 def _karras(high: float, low: float, steps: int) -> np.ndarray:

@@ -188,6 +188,8 @@ def test_the_latents_are_diffusers(sampler, spacing, prediction):
         ("unipc", ("model",), {"final_sigmas_type": "sigma_min", "solver_type": "bh1"}),
         ("dpmpp_2s dpmpp_2m", PLAIN, {"beta_schedule": "squaredcos_cap_v2", "lambda_min_clipped": -5.1}),
         ("euler heun dpmpp_2m unipc", ("model",), {"use_karras_sigmas": True}),
+        ("ddim ddpm euler_a pndm lcm", ("model",), {"use_karras_sigmas": True}),  # whose classes take no notice
+        ("euler dpmpp_2s", ("model",), {"use_exponential_sigmas": True}),
         ("euler unipc", ("karras",), {"sigma_min": 0.05, "sigma_max": 9.0}),
         ("lcm", ("model",), {"original_inference_steps": 20, "timestep_scaling": 5.0}),
         ("ddim euler dpmpp_2m", PLAIN, {"num_train_timesteps": 400}),

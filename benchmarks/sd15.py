@@ -218,18 +218,15 @@ class _Ours:
     def __init__(self, options: argparse.Namespace):
         import numpy as np
 
+        # What load would import, torch and diffusers above all, is not the model's memory: import it first.
         sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
         self.options, self.numpy = options, np
         backend, _, precision = options.run.partition("-")
         if backend == "mlx":
+            import mlxldm.on_mlx.model  # noqa: F401
             from mlxldm import on_mlx as package
-
-            package.probe()
         else:
-            import diffusers  # noqa: F401  what load would import is not the model's memory
-            from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
-            from transformers import CLIPTextModel  # noqa: F401
-
+            import mlxldm.on_torch.build  # noqa: F401
             from mlxldm import on_torch as package
         self.package, self.precision = package, precision or "float32"
 

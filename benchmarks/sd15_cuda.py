@@ -1,7 +1,7 @@
 """Our torch backend against diffusers' float16 defaults on an NVIDIA GPU: the same random SD 1.5 weights, side by side.
 
-    python benchmarks/cuda.py [--size 512] [--steps 25] [--limit 120] > cuda.json
-    python benchmarks/cuda.py --device cpu --tiny        tries the script itself on any machine
+    python benchmarks/sd15_cuda.py [--size 512] [--steps 25] [--limit 120] > sd15_cuda.json
+    python benchmarks/sd15_cuda.py --device cpu --tiny        tries the script itself on any machine
 
 A table goes to stderr, one JSON object to stdout. Sections that fail or that no longer fit into --limit seconds are
 named in it, the others still stand. Nothing is downloaded and nothing is written.

@@ -21,6 +21,8 @@ from .samplers import Call, plms_calls
 if TYPE_CHECKING:
     from .config import ScheduleConfig
 
+# Where the steps stand: as the model's config says; on timesteps spread in one of three ways; on sigmas along a curve
+# between the ends of that spread; or ("SGM uniform" of the web UIs) on timesteps spread evenly, short of the last.
 SPACINGS = ("model", "leading", "trailing", "linspace", "karras", "exponential", "sgm_uniform")
 
 

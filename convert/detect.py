@@ -225,7 +225,7 @@ def _schedule(root: Path, family: str, why: list[str]) -> tuple[ScheduleConfig, 
     path = member(root, "scheduler", "scheduler_config.json")
     if path is None:
         raise UserError(f"{shown(root / 'scheduler')} has no scheduler_config.json: the model is not complete.")
-    schedule = ScheduleConfig.from_diffusers(read_json(path))
+    schedule = ScheduleConfig.from_diffusers(read_json(path, infinity=True))
     why.append(f"the scheduler predicts {schedule.prediction}")
     if family != "sdxl" and schedule.steps_offset != 1:
         # diffusers' Stable Diffusion pipelines do so to configs that are older than the offset

@@ -164,14 +164,15 @@ class ClipTextConfig(_Strict):
     # about generating text).
     HARMLESS: ClassVar[frozenset[str]] = _words(
         "add_cross_attention architectures attention_dropout bad_words_ids begin_suppress_tokens "
-        "chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dropout dtype early_stopping "
-        "encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task forced_bos_token_id "
-        "forced_eos_token_id gradient_checkpointing id2label initializer_factor initializer_range is_decoder "
-        "is_encoder_decoder label2id length_penalty max_length min_length no_repeat_ngram_size num_beam_groups "
-        "num_beams num_return_sequences output_attentions output_hidden_states output_scores prefix problem_type pruned_heads "
-        "remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id suppress_tokens "
-        "task_specific_params temperature tf_legacy_loss tie_encoder_decoder tie_word_embeddings tokenizer_class top_k "
-        "top_p torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache"
+        "chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample "
+        "dropout dtype early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty "
+        "finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label "
+        "initializer_factor initializer_range is_decoder is_encoder_decoder label2id length_penalty max_length "
+        "min_length no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions "
+        "output_hidden_states output_scores prefix problem_type pruned_heads remove_invalid_values "
+        "repetition_penalty return_dict return_dict_in_generate sep_token_id suppress_tokens task_specific_params "
+        "temperature tf_legacy_loss tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p "
+        "torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache"
     )
 
     vocab_size: int = 49408
@@ -552,7 +553,8 @@ class ScheduleConfig(_Strict):
         for key, value in self.options.items():
             if key not in OPTIONS:
                 raise UserError(f"The schedule config's options have the unknown key '{key[:80]}'.")
-            if not isinstance(value, str | int | float | bool | None):
+            finite = not isinstance(value, float) or math.isfinite(value)
+            if not isinstance(value, str | int | float | bool | None) or not finite:
                 raise UserError(f"The schedule config's option {key} is {_short(value)}, but one value was expected.")
         if self.options.get("variance_type") in ("learned", "learned_range"):
             raise UserError("The model predicts its own variance, which this version does not support.")
@@ -567,7 +569,7 @@ class ScheduleConfig(_Strict):
         if not isinstance(values, Mapping):
             raise UserError(f"The scheduler config is {_short(values)}, but an object was expected.")
         name = values.get("_class_name")
-        if name not in SCHEDULERS:
+        if not isinstance(name, str) or name not in SCHEDULERS:
             raise UserError(
                 f"The model's scheduler is {_short(name)}, which this version does not know."
                 f"{nearest(str(name), SCHEDULERS)}"

@@ -200,11 +200,17 @@ def read_bytes(path: Path, limit: int) -> bytes:
         return file.read(size)
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file. Infinity is let through, because diffusers writes it into scheduler configs."""
+def read_json(path: Path, infinity: bool = False) -> Any:
+    """A JSON file. `infinity` lets through the `-Infinity` that diffusers writes into scheduler configs."""
     data = read_bytes(path, MAX_JSON)
+
+    def constant(text: str) -> float:
+        if infinity and text != "NaN":
+            return float(text)
+        raise ValueError(text)
+
     try:
-        return json.loads(data.decode("utf-8"))
+        return json.loads(data.decode("utf-8"), parse_constant=constant)
     except (ValueError, RecursionError):
         raise UserError(f"{shown(path)} is not JSON: the file is damaged.") from None
 

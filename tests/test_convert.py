@@ -464,3 +464,34 @@ def test_the_command_runs_from_a_checkout_and_hears_control_c(tiny_folder, tmp_p
     done = subprocess.run([sys.executable, "-c", slow, *command[3:]], capture_output=True, text=True)
     assert done.returncode == 130 and "interrupted" in done.stderr and "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_random_damage_to_any_config_gives_a_sentence_or_a_model(source):
+    """Wrong types, numbers out of all bounds, lost and strange keys: one sentence, never a traceback."""
+    import copy
+    import random
+
+    from mlxldm_convert.detect import detect
+
+    rng = random.Random(0)
+    junk = [None, True, -1, 1.5, 1 << 70, float("inf"), "", "x", [], [1, 2], [[1]], {}, {"a": 1}, [320] * 4, [None, None]]
+    files = sorted(source.rglob("*.json"))
+
+    def places(value):
+        if isinstance(value, dict | list):
+            for key in value if isinstance(value, dict) else range(len(value)):
+                yield value, key
+                yield from places(value[key])
+
+    for _ in range(300):
+        path = rng.choice(files)
+        before = path.read_text()
+        values = copy.deepcopy(json.loads(before))
+        owner, key = rng.choice(list(places(values)))
+        owner[key] = rng.choice(junk)
+        path.write_text(json.dumps(values))
+        try:
+            detect(source)
+        except UserError as error:
+            assert "\n" not in str(error) and len(str(error)) < 1500
+        path.write_text(before)

@@ -1,7 +1,7 @@
 """The four networks behind the embedded model: text encoder, autoencoder, denoiser, and the judge that grades them.
 
-The first three are diffusers' and transformers' own classes, so that what is trained here is an ordinary latent diffusion
-model (Rombach et al. 2022, https://arxiv.org/abs/2112.10752) in diffusers' folder format.
+The first three are diffusers' and transformers' own classes, so that what is trained here is an ordinary latent
+diffusion model (Rombach et al. 2022, https://arxiv.org/abs/2112.10752) in diffusers' folder format.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def text_encoder(vocab_size: int, bos: int, eos: int) -> CLIPTextModel:
 
 def autoencoder(size: int) -> AutoencoderKL:
     """KL autoencoder, f8, 4 latent channels: (n, 3, s, s) <-> (n, 4, s/8, s/8)."""
-    channels = (24, 48, 96, 128)
+    channels = (16, 32, 64, 128) if size <= 128 else (24, 48, 96, 128)
     return AutoencoderKL(
         block_out_channels=channels,
         layers_per_block=1,
@@ -48,16 +48,17 @@ def autoencoder(size: int) -> AutoencoderKL:
 
 
 def denoiser(size: int) -> UNet2DConditionModel:
-    """U-Net on latents, v-prediction: plain blocks at full latent size, cross-attention at the two levels below."""
-    channels = (64, 128, 192)
+    """U-Net on latents, v-prediction: plain blocks at full latent size, cross-attention at the levels below."""
+    channels = (96, 192) if size <= 128 else (64, 128, 192)
+    lower = len(channels) - 1
     return UNet2DConditionModel(
         sample_size=size // 8,
         in_channels=4,
         out_channels=4,
         block_out_channels=channels,
         layers_per_block=1,
-        down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-        up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        down_block_types=["DownBlock2D"] + ["CrossAttnDownBlock2D"] * lower,
+        up_block_types=["CrossAttnUpBlock2D"] * lower + ["UpBlock2D"],
         cross_attention_dim=WIDTH,
         attention_head_dim=[c // 32 for c in channels],  # diffusers means the number of heads by this name
         norm_num_groups=16,
@@ -88,7 +89,7 @@ class Judge(nn.Module):
 
 
 class Reader(nn.Module):
-    """Names what a caption mentions, from the mean of the text encoder's output; used only to pre-train that encoder."""
+    """Names what a caption mentions, from the mean of the text encoder's output; only to pre-train that encoder."""
 
     def __init__(self, encoder: CLIPTextModel, values: dict[str, int]):
         super().__init__()

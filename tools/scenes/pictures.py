@@ -48,7 +48,7 @@ def tokenizer(folder: Path) -> ClipTokenizer:
 def caption(
     factors: dict, rng: np.random.Generator, tokens: ClipTokenizer, length: int, **how
 ) -> tuple[list[int], list[int], str]:
-    """A caption's ids; for each attribute the value it mentions (the number of values where it does not); the caption."""
+    """A caption's ids; for each attribute the value it mentions (the number of values where it is silent); its text."""
     text, mentioned = words.caption_with_labels(factors, rng, **how)
     mentions = [
         render.FACTORS[name].index(mentioned[name]) if name in mentioned else n for name, n in ATTRIBUTES.items()
@@ -121,7 +121,7 @@ def _draw_chunks(pictures: Pictures, chunks: list[int]) -> None:
 
 
 def held_out(count: int, size: int, tokenizer_folder: Path, length: int) -> dict[str, np.ndarray]:
-    """Pictures that no training saw, each with one caption from the held-out templates and its one-attribute-wrong ones.
+    """Pictures that no training saw, each with one caption from the held-out templates and its wrong ones.
 
     Returns pixels (n, s, s, 4), labels (n, a), ids (n, length), mentions (n, a), texts (n,), wrong (a, n, length) and
     wrong_texts (a, n).

@@ -2,10 +2,10 @@
 
     python tools/scenes/train.py --work DIR [--size 256] [--minutes 9] [--out FOLDER]
 
-Each stage trains for a share of time that depends on the machine (STAGES; `--scale` stretches all of them), its learning
-rate falling along a cosine over that time, and is saved as it goes: a run that was cut off, or that `--minutes` ended, goes
-on where it stopped. Learning the hard way what to watch is told beside each stage. The result is a diffusers folder, which
-`mlxldm-convert` turns into the package data.
+Each stage trains for a share of time that depends on the machine (STAGES; `--scale` stretches all of them), its
+learning rate falling along a cosine over that time, and is saved as it goes: a run that was cut off, or that
+`--minutes` ended, goes on where it stopped. What to watch is told beside each stage. The result is a diffusers folder,
+which `mlxldm-convert` turns into the package data.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import contextlib
 import io
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -32,15 +33,15 @@ from pictures import ATTRIBUTES, CAPTIONS
 
 # Seconds of each stage, on an accelerator and on a small CPU.
 STAGES = {
-    "cuda": {"text": 25, "autoencoder": 280, "judge": 70, "decoder": 50, "denoiser": 580},
-    "cpu": {"text": 120, "autoencoder": 5400, "judge": 1800, "decoder": 900, "denoiser": 10800},
+    "cuda": {"text": 25, "autoencoder": 280, "decoder": 50, "judge": 70, "denoiser": 580},
+    "cpu": {"text": 120, "autoencoder": 2600, "decoder": 240, "judge": 400, "denoiser": 2700},
 }
-PICTURES = {"cuda": 100_000, "cpu": 30_000}
+PICTURES = {"cuda": 100_000, "cpu": 24_000}
 BATCH = {
     "cuda": {"text": 2048, "autoencoder": 32, "judge": 128, "decoder": 32, "denoiser": 512},
-    "cpu": {"text": 256, "autoencoder": 8, "judge": 32, "decoder": 8, "denoiser": 64},
+    "cpu": {"text": 64, "autoencoder": 8, "judge": 32, "decoder": 4, "denoiser": 64},
 }
-RATE = {"text": 1e-3, "autoencoder": 1.5e-3, "judge": 1e-3, "decoder": 6e-4, "denoiser": 1e-3}
+RATE = {"text": 1e-3, "autoencoder": 2e-3, "judge": 1e-3, "decoder": 6e-4, "denoiser": 1e-3}
 OBJECT_NAMES = ("object", "color", "position")
 
 
@@ -58,13 +59,23 @@ class Run:
         self.tokens = drawn.tokenizer(self.work / "tokenizer")
         self.vocab_size = len(json.loads((self.work / "tokenizer/vocab.json").read_text()))
         self.pictures = drawn.Pictures(
-            self.work / "pictures", args.pictures or PICTURES[self.kind], self.size, networks.LENGTH, self.work / "tokenizer"
+            self.work / "pictures",
+            args.pictures or PICTURES[self.kind],
+            self.size,
+            networks.LENGTH,
+            self.work / "tokenizer",
         )
         self.copied = 0
         self.batch = {k: max(2, int(v * args.batch_scale)) for k, v in BATCH[self.kind].items()}
 
     def say(self, *words) -> None:
         print(f"[{time.strftime('%H:%M:%S')}]", *words, flush=True)
+
+    def adapt(self) -> None:
+        """On a CPU that others use too, one thread is faster than several that wait for each other at every step."""
+        cores = os.cpu_count() or 1
+        if self.kind == "cpu":
+            torch.set_num_threads(cores if os.getloadavg()[0] < cores + 0.6 else 1)
 
     def autocast(self):
         return torch.autocast(self.kind, torch.bfloat16)
@@ -117,9 +128,9 @@ class Stage:
     `for step in stage:` runs until the stage's time is used up or the run must stop; `stage.finished` tells which.
     """
 
-    def __init__(self, run: Run, name: str, parts: dict[str, torch.nn.Module], rate: float | None = None, ema: float = 0):
+    def __init__(self, run: Run, name: str, parts: dict[str, torch.nn.Module], ema: float = 0):
         self.run, self.name, self.parts = run, name, parts
-        self.rate = RATE[name] if rate is None else rate
+        self.rate = RATE[name]
         self.budget = STAGES[run.kind][name] * run.scale
         self.spent, self.steps, self.finished = 0.0, 0, False
         trained = [p for part in parts.values() for p in part.parameters() if p.requires_grad]
@@ -144,22 +155,25 @@ class Stage:
             return
         for part in self.parts.values():
             part.train()
-        started, before, saved, said = time.time(), self.spent, time.time(), 0.0
+        last, saved, said = time.time(), time.time(), self.spent
         while True:
             now = time.time()
-            self.spent = before + now - started
+            self.spent += min(now - last, 30)  # a run that was put to sleep for a while loses nothing
+            last = now
             if self.spent >= self.budget:
                 self.finished = True
                 break
             if now > self.run.end:
                 break
             progress = self.spent / self.budget
-            rate = self.rate * min(1.0, (self.steps + 1) / 300) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+            warm = min(1.0, (self.steps + 1) / 300)
+            rate = self.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            self.report = self.spent - said > max(5.0, self.budget / 12)
+            self.report = self.spent - said > max(5.0, self.budget / 15)
             if self.report:
                 said = self.spent
+                self.run.adapt()
             yield self.steps
             self.steps += 1
             if now - saved > 600:
@@ -168,7 +182,8 @@ class Stage:
         if self.run.kind == "cuda":
             torch.cuda.synchronize()
         self.save()
-        self.run.say(f"{self.name}: {self.steps} steps, {self.spent:.0f} of {self.budget:.0f} s, finished={self.finished}")
+        done = "finished" if self.finished else "to be continued"
+        self.run.say(f"{self.name}: {self.steps} steps, {self.spent:.0f} of {self.budget:.0f} s, {done}")
 
     def learn(self, loss: torch.Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -264,7 +279,8 @@ def train_text(run: Run) -> torch.nn.Module:
     held = run.held()
     with torch.no_grad():
         guesses = reader(held["ids"])
-        rates = {n: (guesses[n].argmax(1) == held["mentions"][:, a]).float().mean().item() for a, n in enumerate(ATTRIBUTES)}
+        right = {n: guesses[n].argmax(1) == held["mentions"][:, a] for a, n in enumerate(ATTRIBUTES)}
+    rates = {n: rows.float().mean().item() for n, rows in right.items()}
     run.say("text encoder on held-out captions:", table(rates))
     return encoder.eval().requires_grad_(False)
 
@@ -286,14 +302,17 @@ def train_judge(run: Run) -> torch.nn.Module:
                 run.upload()
             pick = torch.randint(0, run.copied, (run.batch["judge"],), device=run.device)
             x, _ = run.images(pick)
-            # Blurred, dimmed and noisy copies, so that the judge looks at the things and not at the renderer's last detail.
+            # Blurred, dimmed and noisy copies, so that the judge looks at things, not at the renderer's last detail.
             if stage.steps % 2:
                 small = F.interpolate(x, scale_factor=0.5, mode="area")
                 x = F.interpolate(small, size=x.shape[-2:], mode="bilinear")
             x = x * (1 + 0.1 * torch.randn(len(x), 1, 1, 1, device=x.device)) + 0.03 * torch.randn_like(x)
             with run.autocast():
                 guesses = judge(x)
-            loss = sum(F.cross_entropy(guesses[n].float(), run.labels[pick, a], ignore_index=-1) for a, n in enumerate(ATTRIBUTES))
+            label = run.labels[pick]
+            loss = sum(
+                F.cross_entropy(guesses[n].float(), label[:, a], ignore_index=-1) for a, n in enumerate(ATTRIBUTES)
+            )
             stage.learn(loss)
             if stage.report:
                 run.say(f"judge {stage.steps}: loss {loss.item():.4f}")
@@ -360,16 +379,25 @@ def train_autoencoder(run: Run) -> torch.nn.Module:
 
     if not stage.finished:
         fast = compiled(run, forward)
-        run.upload(min(8192, run.pictures.count))
+        run.upload(min(4096, run.pictures.count))
         for _ in stage:
             if stage.report:
                 run.upload()
-            pick = torch.randint(0, run.copied, (run.batch["autoencoder"],), device=run.device)
-            loss, kl = fast(*run.images(pick))
+            # Quarters first, more of them for the time; whole pictures at the end.
+            whole = run.kind == "cuda" or stage.spent > 0.8 * stage.budget
+            n = run.batch["autoencoder"] // (1 if run.kind == "cuda" else 4 if whole else 1)
+            x, mask = run.images(torch.randint(0, run.copied, (n,), device=run.device))
+            if not whole:
+                side = run.size // 2
+                top, left = torch.randint(0, side + 1, (2,)).tolist()
+                x, mask = (a[..., top : top + side, left : left + side] for a in (x, mask))
+                x = x.contiguous(memory_format=torch.channels_last)
+            loss, kl = fast(x, mask)
             stage.learn(loss)
             if stage.report:
                 with stage.averaged():
-                    run.say(f"autoencoder {stage.steps}: loss {loss.item():.4f} kl {kl.item():.1f} psnr {psnr(run, vae):.2f}")
+                    decibel = psnr(run, vae)
+                run.say(f"autoencoder {stage.steps}: loss {loss.item():.4f} kl {kl.item():.1f} psnr {decibel:.2f}")
     use_average(vae, stage)
     return vae
 
@@ -387,7 +415,7 @@ def reconstruct(vae, x: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def psnr(run: Run, vae, count: int = 128) -> float:
+def psnr(run: Run, vae, count: int = 64) -> float:
     """Mean over held-out pictures, in dB."""
     values = []
     for start in range(0, count, 32):
@@ -487,22 +515,24 @@ def train_denoiser(run: Run, encoder, vae, judge) -> tuple[torch.nn.Module, floa
             with torch.no_grad():
                 text = encoder(ids).last_hidden_state
             # One time from each of n equal strata: less noise in the loss than n independent ones.
-            t = ((torch.randperm(n, device=run.device) + torch.rand(n, device=run.device)) * (1000 / n)).long().clamp(max=999)
+            t = torch.randperm(n, device=run.device) + torch.rand(n, device=run.device)
+            t = (t * (1000 / n)).long().clamp(max=999)
             zs = z[pick].float().contiguous(memory_format=torch.channels_last)
             loss = fast(zs, t, torch.randn_like(zs), text, alpha)
             stage.learn(loss)
             if stage.report:
                 with stage.averaged():
-                    run.say(f"denoiser {stage.steps}: loss {loss.item():.4f}", wrong_captions(run, unet, encoder, vae, scale))
+                    ratios = wrong_captions(run, unet, encoder, vae, scale)
+                    run.say(f"denoiser {stage.steps}: loss {loss.item():.4f}", ratios)
                     reports += 1
-                    if reports % 3 == 0:
-                        run.say("  generated:", table(generated(run, unet, encoder, vae, judge, scale, 256)[0]))
+                    if judge and reports % 3 == 0:
+                        run.say("  generated:", table(generated(run, unet, encoder, vae, judge, scale, 128)[0]))
     use_average(unet, stage)
     return unet, scale
 
 
 @torch.no_grad()
-def wrong_captions(run: Run, unet, encoder, vae, scale: float, count: int = 256) -> str:
+def wrong_captions(run: Run, unet, encoder, vae, scale: float, count: int = 128) -> str:
     """Held-out v-loss with the true caption, with one attribute wrong, and with none. The number to watch."""
     held, alpha = run.held(), alphas(run.device)
     count = min(count, len(held["ids"]))
@@ -546,7 +576,8 @@ def generated(run: Run, unet, encoder, vae, judge, scale, count, steps=12, guida
         x = scheduler.step(negative + guidance * (positive - negative), t, x, return_dict=False)[0]
     images = torch.cat([vae.decode(part / scale).sample.clamp(-1, 1) for part in x.split(32)])
     guesses = [judge(part) for part in images.split(32)]
-    right = {name: torch.cat([g[name].argmax(1) for g in guesses]) == mentions[:, a] for a, name in enumerate(ATTRIBUTES)}
+    choices = {name: torch.cat([g[name].argmax(1) for g in guesses]) for name in ATTRIBUTES}
+    right = {name: choices[name] == mentions[:, a] for a, name in enumerate(ATTRIBUTES)}
     mentioned = {name: mentions[:, a] < n for a, (name, n) in enumerate(ATTRIBUTES.items())}
     rates = {name: right[name][mentioned[name]].float().mean().item() for name in ATTRIBUTES}
     rows = torch.stack([mentioned[n] for n in OBJECT_NAMES]).all(0)
@@ -594,6 +625,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="stretch every stage's time")
     parser.add_argument("--batch-scale", type=float, default=1.0)
     parser.add_argument("--part-mb", type=float, default=0, help="write checkpoints in pieces of this size")
+    parser.add_argument("--stages", default="decoder,judge,denoiser", help="of what follows the autoencoder, do these")
     parser.add_argument("--compile", action="store_true", help="torch.compile the training steps")
     args = parser.parse_args()
 
@@ -602,6 +634,7 @@ def main() -> None:
     torch._dynamo.config.suppress_errors = True  # a step that cannot be compiled runs as it is
     run = Run(args)
     run.say(f"{run.device}, {run.size} px, {run.pictures.count} pictures, {run.pictures.ready()} of them drawn")
+    run.adapt()
     run.pictures.start()
 
     def goes_on(*stages: str) -> bool:
@@ -609,24 +642,30 @@ def main() -> None:
         states = [load_parts(run.work / f"{name}.pt") for name in stages]
         return all(state and state["finished"] for state in states)
 
+    wanted = args.stages.split(",")
     encoder = train_text(run)
-    vae = train_autoencoder(run) if goes_on("text") else None
-    judge = train_judge(run) if goes_on("autoencoder") else None
-    if goes_on("judge"):
-        held = run.held()
+    vae = train_autoencoder(run)
+    if goes_on("autoencoder") and "decoder" in wanted:
         vae = train_decoder(run, vae)
-    if goes_on("decoder"):
+    judge = None
+    if goes_on("decoder") and "judge" in wanted:
+        judge = train_judge(run)
+    if judge:
+        held = run.held()
         run.say(f"autoencoder: {psnr(run, vae, len(held['ids'])):.2f} dB; judge on reconstructions:",
                 table(judged(run, judge, held["pixels"], held["labels"], lambda x: reconstruct(vae, x))))  # fmt: skip
+    if goes_on("text", "decoder") and "denoiser" in wanted:
         unet, scale = train_denoiser(run, encoder, vae, judge)
     if goes_on("denoiser"):
-        for guidance in (2.0, 3.0, 4.5):
-            rates, images = generated(run, unet, encoder, vae, judge, scale, min(256, len(held["ids"])), guidance=guidance)
+        if judge:
+            torch.save({"judge": judge.half().state_dict()}, run.work / "judge-half.pt")
+            judge.float()
+        for guidance in (2.0, 3.0, 4.5) if judge else ():
+            rates, images = generated(run, unet, encoder, vae, judge, scale, 256, guidance=guidance)
             run.say(f"guidance {guidance}:", table(rates))
             np.save(run.work / f"generated-{guidance}.npy", images[:32])
         run.say(wrong_captions(run, unet, encoder, vae, scale))
         if args.out:
-            torch.save({"judge": judge.half().state_dict()}, run.work / "judge-half.pt")
             export(run, Path(args.out), encoder, vae, unet, scale)
             run.say("wrote", args.out)
     for process in run.pictures.processes:

@@ -37,11 +37,12 @@ class TextEncoder:
     length: int
     skip: int
 
-    def __call__(self, text: str) -> tuple[Tensor, Tensor | None]:
-        """The hidden state (1, length, D) of a text, and its projected summary (1, P) where the model has one."""
+    def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor | None]:
+        """The hidden states (N, length, D) of N texts, and their projected summaries (N, P) where the model has them."""
         device = next(self.clip.parameters()).device
-        self.tokenizer.check(text, self.length)
-        ids = torch.tensor([self.tokenizer.ids(text, self.length)], device=device)
+        for text in texts:
+            self.tokenizer.check(text, self.length)
+        ids = torch.tensor([self.tokenizer.ids(text, self.length) for text in texts], device=device)
         out = self.clip(ids, output_hidden_states=self.skip != -1)
         hidden = out.last_hidden_state if self.skip == -1 else out.hidden_states[self.skip]
         return hidden, getattr(out, "text_embeds", None)
@@ -106,15 +107,15 @@ class TorchModel:
     @torch.no_grad()
     def encode_text(self, prompt: str, negative: str | None, width: int, height: int) -> Cond:
         texts = [prompt] if negative is None else [prompt, negative]
-        read = [[encoder(text) for encoder in self._encoders] for text in texts]
-        context = torch.cat([torch.cat([hidden for hidden, _ in row], dim=-1) for row in read]).to(self.dtype)
+        read = [encoder(texts) for encoder in self._encoders]
+        context = torch.cat([hidden for hidden, _ in read], dim=-1).to(self.dtype)
         added = None
         if self.manifest.denoiser.addition_embed_type == "text_time":
-            summaries = [row[-1][1] for row in read]
-            assert all(s is not None for s in summaries), "the second text encoder has no projection"
+            summary = read[-1][1]
+            assert summary is not None, "the second text encoder has no projection"
             size = [height, width, 0, 0, height, width]  # original size, crop, wanted size (Podell et al. 2023)
             added = {
-                "text_embeds": torch.cat(summaries).to(self.dtype),
+                "text_embeds": summary.to(self.dtype),
                 "time_ids": torch.tensor([size] * len(texts), device=self.device, dtype=self.dtype),
             }
         return Cond(context, [reader.read(context) for reader in self._readers], added)
@@ -212,12 +213,10 @@ class TorchModel:
         if self.device.type != "cuda":
             yield
             return
-        cudnn = torch.backends.cudnn
-        tf32 = cudnn.allow_tf32 and self.dtype != torch.float32
-        with (
-            torch.cuda.device(self.device),
-            cudnn.flags(enabled=True, benchmark=cudnn.benchmark, deterministic=False, allow_tf32=tf32),
-        ):
+        with torch.cuda.device(self.device), contextlib.ExitStack() as exact:
+            if self.dtype == torch.float32:
+                cudnn = torch.backends.cudnn
+                exact.enter_context(cudnn.flags(enabled=True, benchmark=cudnn.benchmark, allow_tf32=False))
             yield
 
 
@@ -234,9 +233,8 @@ class Captured:
             for _ in range(WARM_UP):
                 net(self._x, self._timestep, self._cond)
         torch.cuda.current_stream(x.device).wait_stream(side)
-        torch.cuda.empty_cache()  # what the warm-up used is no use to the graph, which has a pool of its own
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._out = net(self._x, self._timestep, self._cond)
 
     def fits(self, x: Tensor, cond: Cond) -> bool:

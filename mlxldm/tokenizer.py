@@ -147,22 +147,23 @@ class ClipTokenizer:
                 if item["content"] not in vocabulary and item.get("id") == len(vocabulary):
                     vocabulary = {**vocabulary, item["content"]: item["id"]}
                 written[item["content"]] = bool(item.get("normalized"))
+        decided = dict(written)  # what tokenizer.json says of a token holds whatever the other files say
         if isinstance(decoder := config.get("added_tokens_decoder"), dict):
             config, special = special | config, {}
             for item in decoder.values():
                 if isinstance(item, dict) and isinstance(item.get("content"), str):
                     written[item["content"]] = bool(item.get("normalized"))
         said = config | special
-        roles = {"bos": "bos_token", "eos": "eos_token", "pad": "pad_token", "unknown": "unk_token"}
+        roles = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "pad": "pad_token"}
         tokens: dict[str, str] = {}
         for role, key in roles.items():
             value = said.get(key)
             content = value.get("content") if isinstance(value, dict) else value
             if isinstance(content, str):
                 tokens[role] = content
-                if isinstance(value, dict):
-                    written[content] = bool(value.get("normalized"))
-        return cls(vocabulary, merges, written=written, **tokens)
+                # the same token in several roles: the last one says how it is looked for
+                written[content] = isinstance(value, dict) and bool(value.get("normalized"))
+        return cls(vocabulary, merges, written=written | decided, **tokens)
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without start, end and padding."""

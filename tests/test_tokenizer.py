@@ -63,15 +63,18 @@ def new_files(pad: str = EOS, strings: bool = False) -> dict[str, bytes]:
 HAND = [
     "", " ", "a red house", "A RED HOUSE!!", "a  red\t\nhouse\u00a0at\u3000dusk", "it's we're I'VE o'clock 'S '' 's",
     "year 2024, 3½ ²³ ٣٤", "été ÉTÉ e\u0301te\u0301", "ΕΛΛΆΣ ελλας ΟΔΟΣ", "İstanbul ıI", "山海 雪の日本 한국",
-    "👩‍👩‍👧 🇩🇪 ☀️", "<|endoftext|> mid <|startoftext|>", "<|ENDOFTEXT|>", "a\u001cb\u001db\u001eb\u001fb\u0085b", "\x00\x7f",
-    "a\u200bb\ufeffc", "x\u0307\u0323", "ﬁﬂ Å", "\U0001e030 \u1c89\u1c8a \U00010d50", "²᷹̈", "_under_score-dash—dash", "!" * 100,
+    "👩‍👩‍👧 🇩🇪 ☀️", "<|endoftext|> mid <|startoftext|>", "<|ENDOFTEXT|>",
+    "a\u001cb\u001db\u001eb\u001fb\u0085b", "\x00\x7f",
+    "a\u200bb\ufeffc", "x\u0307\u0323", "ﬁﬂ Å", "\U0001e030 \u1c89\u1c8a \U00010d50", "²᷹̈",
+    "_under_score-dash—dash", "!" * 100,
 ]  # fmt: skip
 
 
 def mixed(rng: random.Random) -> str:
     pools = [
         "abcdefghijklmnopqrstuvwxyz  '!.,", " 0123456789²½٣", "ΑΒΓΣσςάέ ", "ÀÉÎõüßİıŁ ", "漢字かなカナ ", "한국어 ",
-        "עברית العربية ", "😀👩‍👧🇩🇪 ", "\u0301\u0307\u0308e ", "\x00\x01\x1c\x1d\x1e\x1f\x85\xa0\u2028\u3000\u200b\ufeff",
+        "עברית العربية ", "😀👩‍👧🇩🇪 ",
+        "\u0301\u0307\u0308e ", "\x00\x01\x1c\x1d\x1e\x1f\x85\xa0\u2028\u3000\u200b\ufeff",
     ]  # fmt: skip
     out = []
     for _ in range(rng.randint(1, 30)):
@@ -122,6 +125,37 @@ def test_every_letter_of_unicode_is_taken_as_transformers_takes_it():
     wanted = theirs(texts, add_special_tokens=False)["input_ids"]
     wrong = [hex(code) for code, text, ids in zip(codes, texts, wanted, strict=True) if ours.encode(text) != ids]
     assert not wrong
+
+
+@pytest.mark.parametrize("late", [True, False])
+@pytest.mark.parametrize("pad", [EOS, "!"])
+@pytest.mark.parametrize("form", ["old", "new"])
+def test_special_tokens_written_in_a_prompt_are_found_as_the_files_say(form, pad, late, tmp_path):
+    """`normalized` decides whether <|ENDOFTEXT|> is the end token too; the files of the hubs differ in it."""
+    transformers = pytest.importorskip("transformers", reason="needs transformers to compare with")
+    flags = {"lstrip": False, "normalized": late, "rstrip": False, "single_word": False}
+    roles = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS}
+    special = {role: {"content": token, **flags} for role, token in roles.items()}
+    if form == "old":
+        files = old_files(pad)
+        config = {role: {"__type": "AddedToken", **value} for role, value in special.items()}
+        files["tokenizer_config.json"] = json.dumps({**config, "pad_token": EOS}).encode()
+        files["special_tokens_map.json"] = json.dumps({**special, "pad_token": pad}).encode()
+    else:
+        vocab, merges = vocabulary()
+        transformers.CLIPTokenizer(vocab=vocab, merges=merges, pad_token=pad).save_pretrained(tmp_path)
+        files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        whole = json.loads(files["tokenizer.json"])
+        for token in whole["added_tokens"]:
+            token["normalized"] = late
+        files["tokenizer.json"] = json.dumps(whole).encode()
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    theirs, ours = transformers.CLIPTokenizer.from_pretrained(tmp_path), ClipTokenizer.from_files(files)
+    assert ours.pad == theirs.pad_token_id
+    rng = random.Random(5)
+    for prompt in HAND + [mixed(rng) for _ in range(300)]:
+        assert ours.encode(prompt) == theirs(prompt, add_special_tokens=False)["input_ids"], repr(prompt)
 
 
 STORED = [  # made with transformers 5.23 (tokenizers 0.23)

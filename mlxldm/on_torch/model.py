@@ -38,10 +38,10 @@ class TextEncoder:
     skip: int
 
     def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor | None]:
-        """The hidden states (N, length, D) of N texts, and their projected summaries (N, P) where the model has them."""
+        """The hidden states (N, length, D) of N texts, and their summaries (N, P) where the model projects one."""
         device = next(self.clip.parameters()).device
-        for text in texts:
-            self.tokenizer.check(text, self.length)
+        for text, name in zip(texts, ("prompt", "negative prompt"), strict=False):
+            self.tokenizer.check(text, self.length, name)
         ids = torch.tensor([self.tokenizer.ids(text, self.length) for text in texts], device=device)
         out = self.clip(ids, output_hidden_states=self.skip != -1)
         hidden = out.last_hidden_state if self.skip == -1 else out.hidden_states[self.skip]

@@ -254,5 +254,8 @@ def _license(root: Path) -> str | None:
         return None
     text = read_bytes(path, 4 << 20).decode("utf-8", "replace")
     front = re.match(r"\ufeff?---\r?\n(.*?)\r?\n---", text, re.DOTALL)
-    said = re.search(r"^license:[ \t]*['\"]?([\w.+-]+)", front[1], re.MULTILINE) if front else None
-    return said[1] if said else None
+    lines = re.findall(r"^(license(?:_name)?):[ \t]*['\"]?([\w.+-]+)", front[1] if front else "", re.MULTILINE)
+    said = dict(reversed(lines))  # the first of a kind
+    if said.get("license") == "other":
+        return said.get("license_name", "other")
+    return said.get("license")

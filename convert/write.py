@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,7 +101,7 @@ def _part(
             done += tensor.nbytes
             if progress:
                 progress(done / max(total, 1), part)
-        os.fsync(file.fileno())
+        _sync(file.fileno())
     return done
 
 
@@ -145,13 +146,23 @@ def _create(path: Path) -> int:
 def _file(path: Path, data: bytes) -> None:
     with os.fdopen(_create(path), "wb", buffering=0) as file:
         _all(file.fileno(), data)
-        os.fsync(file.fileno())
+        _sync(file.fileno())
 
 
 def _all(number: int, data: bytes | memoryview) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(number, rest[: 1 << 26]) :]
+
+
+def _sync(number: int) -> None:
+    """Through to the disk itself; on a Mac fsync alone stops at the drive's own memory."""
+    if sys.platform == "darwin":
+        import fcntl
+
+        fcntl.fcntl(number, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(number)
 
 
 def _sync_folder(path: Path) -> None:

@@ -27,7 +27,8 @@ ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95
 Progress = Callable[[float, str], None]  # the part that is done, 0 to 1, and what is going on
 
 COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae")
-LARGE = 32 << 20  # bytes from which a file is worth going on with where it stopped
+# Bytes from which a file is fetched by `_fetch`, which goes on where it stopped and which Ctrl-C ends at once.
+LARGE = 1 << 20
 BEGUN = ".mlxldm.incomplete"
 SHARD = re.compile(r"(?P<base>.+?)(\.(?P<early>[\w-]+))?-\d{5}-of-\d{5}(\.(?P<late>[\w-]+))?\.safetensors")
 

@@ -229,6 +229,8 @@ def test_what_is_left_out_is_left_out_with_a_reason(source, tiny_folder):
     left_out = report["parts"]["text"]["ignored"]
     assert left_out == {"text_model.embeddings.position_ids": "positions are 0, 1, 2, ... always"}
     assert "safety_checker" in report["ignored"] and folder.manifest.license == "creativeml-openrail-m"
+    (source / "README.md").write_text("---\nlicense: other\nlicense_name: some-community\n---\n")
+    assert view(source).manifest.license == "some-community"
 
 
 def test_an_old_scheduler_config_is_read_as_diffusers_pipelines_read_it(source):

@@ -8,6 +8,9 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -29,6 +32,7 @@ class Hub:
         self.repo, self.files = repo, files
         self.log: list[tuple[str, str, str | None]] = []
         self.cut: set[str] = set()
+        self.slow = False
         self.status: int | None = None
         self.headers: dict[str, str] = {}
         outer = self
@@ -63,7 +67,11 @@ class Hub:
                     self.send_header(key, value)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
-                if body:
+                if body and outer.slow:
+                    for i in range(0, len(data), 2000):
+                        self.wfile.write(data[i : i + 2000])
+                        SLEEP(0.05 if len(data) > 200_000 else 0)
+                elif body:
                     self.wfile.write(data)
 
             def file(self, name: str, body: bool):
@@ -290,6 +298,37 @@ def test_a_name_given_to_something_else_is_not_taken_away(online, little_folder,
     with pytest.raises(UserError, match="taken by the model at"):
         hub.pull("some/little")
     assert store.locate("some/little") == mine
+
+
+def command(*arguments: str) -> subprocess.Popen:
+    """mlxldm in a process of its own, with a cache of its own and this hub."""
+    environment = {key: value for key, value in os.environ.items() if not key.endswith("_OFFLINE")}
+    environment |= {"HF_HUB_DISABLE_XET": "1"}
+    code = "import sys\nfrom mlxldm import cli, hub\nhub.LARGE = 50_000\nsys.exit(cli.main(sys.argv[1:]))"
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], env=environment, **streams)
+
+
+def test_the_command_pulls_and_is_heard_when_interrupted(online, little_folder, home):
+    server = online("some/little", contents(little_folder))
+    server.slow = True
+    process = command("pull", "some/little")
+    for _ in range(600):
+        if "denoiser.safetensors" in server.fetched():
+            break
+        SLEEP(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=3)  # not when the file has arrived
+    assert process.returncode == 130 and "Traceback" not in err and out == "", err
+    server.slow = False
+    process = command("pull", "some/little", "--json")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    path = Path(json.loads(out)["path"])
+    assert path.is_relative_to(home) and store.locate("some/little") == path
+    process = command("pull", "some/other")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and err.count("\n") == 1 and "no model some/other" in err
 
 
 @pytest.mark.parametrize("repo", ["", "one", "a/b/c", "../x", "a b/c", "-a/b"])

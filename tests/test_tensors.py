@@ -42,7 +42,7 @@ REFUSED = {
     "shape_overflow": (file({"a": entry([1 << 33, 1 << 33], 0, 16)}, b"x" * 16), "16 bytes for shape"),
     "shape_wraps_to_8": (file({"a": entry([(1 << 62) + 2], 0, 8)}, b"x" * 8), "a: a number is negative, huge"),
     "duplicate_key": (file("{" + W1 + "," + W2 + "}", b"x" * 4), "duplicate key 'w'"),
-    "duplicate_inner_key": (file('{"w":{"dtype":"U8","dtype":"U8","shape":[0],"data_offsets":[0,0]}}'), "duplicate key"),
+    "duplicate_inner_key": (file('{"w":{"dtype":"U8","dtype":"U8","shape":[],"data_offsets":[0,1]}}'), "duplicate"),
     "trailing_bytes": (file(GOOD, b"x" * 20), "data is 20 bytes, tensors cover 8"),
     "truncated": (file(GOOD, b"x" * 5), "data is 5 bytes, tensors cover 8"),
     "not_utf8_name": (file(b'{"\xff\xfe":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'), "not UTF-8"),

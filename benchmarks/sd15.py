@@ -3,8 +3,9 @@
     python benchmarks/sd15.py [--size 512] [--steps 4] [--only mlx,torch-bfloat16] [--folder DIR] > sd15.json
 
 Every runner is a process of its own, one after the other, so that peak memory is its own and no two compete. A table
-goes to stderr, one JSON object to stdout. Times are wall seconds, the best of a few; `share` says how much of all cores
-the process got while it was measured: far below 1 means that the machine was busy and the times are too long.
+goes to stderr, one JSON object to stdout. Times are seconds, the best of a few: `_s` on the wall, `_cpu_s` of all cores
+together. `share` says how much of its cores the process got while it was measured: far below 1 means that the machine
+was busy and the times on the wall are too long; then --threads 1 and the ratios of `_cpu_s` still tell the truth.
 Needs about 5 GB of disk for the model in both forms (--folder keeps and reuses them) and 8 GB of memory.
 """
 
@@ -41,6 +42,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=512, help="pixels a side")
     parser.add_argument("--steps", type=int, default=4, help="steps of the whole picture")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of every runner (all cores)")
     parser.add_argument("--only", default=",".join(RUNNERS), help=f"of {','.join(RUNNERS)}")
     parser.add_argument("--folder", help="where the model is kept; made there if it is not")
     parser.add_argument("--tiny", action="store_true", help="the tests' tiny model, to try the script")
@@ -62,15 +64,16 @@ def compare(options: argparse.Namespace, folder: Path) -> int:
     for runner in options.only.split(","):
         print(f"{runner} ...", file=sys.stderr)
         command = [sys.executable, __file__, "--run", runner, "--folder", folder]
-        command += ["--size", str(options.size), "--steps", str(options.steps)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        command += ["--size", str(options.size), "--steps", str(options.steps), "--threads", str(options.threads)]
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(options.threads))
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=os.environ | threads)
         if done.returncode:
             failed[runner] = f"exit {done.returncode}"
         else:
             results[runner] = json.loads(done.stdout.splitlines()[-1])
     keys = list(dict.fromkeys(key for result in results.values() for key in result))
     rows = [["", *results], *([key, *(_cell(results[name].get(key)) for name in results)] for key in keys)]
-    print(f"\n{_cpu()}, {os.cpu_count()} cores, {common.versions()}", file=sys.stderr)
+    print(f"\n{_cpu()}, {options.threads} of {os.cpu_count()} cores, {common.versions()}", file=sys.stderr)
     size, steps = options.size, options.steps
     print(f"{size}x{size}, two rows a step (guidance), {steps} steps a picture\n", file=sys.stderr)
     print(common.table(rows), file=sys.stderr)
@@ -80,7 +83,8 @@ def compare(options: argparse.Namespace, folder: Path) -> int:
     for name, why in failed.items():
         print(f"{name} FAILED: {why}", file=sys.stderr)
     facts = {"cpu": _cpu(), "cores": os.cpu_count(), "versions": common.versions(), "size": options.size}
-    facts |= {"steps": options.steps, "results": results, "ratios": ratios, "failed": failed}
+    facts |= {"steps": options.steps, "threads": options.threads}
+    facts |= {"results": results, "ratios": ratios, "failed": failed}
     print(json.dumps(facts, indent=1))
     return 1 if failed else 0
 
@@ -88,7 +92,7 @@ def compare(options: argparse.Namespace, folder: Path) -> int:
 def _ratios(results: dict[str, dict[str, Any]]) -> dict[str, float]:
     ratios = {}
     pairs = [("mlx", "torch-float32"), *(("diffusers", name) for name in ("torch-float32", "torch-bfloat16", "mlx"))]
-    for key in ("step_s", "decode_s", "picture_s"):
+    for key in ("step_s", "step_cpu_s", "decode_s", "decode_cpu_s", "picture_s", "picture_cpu_s"):
         for a, b in pairs:
             if a in results and b in results:
                 ratios[f"{key} {a} / {b}"] = results[a][key] / results[b][key]
@@ -132,7 +136,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     runner = _Diffusers if options.run == "diffusers" else _Ours
     draw = runner(options)
     before = _resident()
-    load_s = _seconds(draw.load)
+    load_s, _ = _seconds(draw.load)
     result: dict[str, Any] = {
         "what": draw.description,
         "model_gib": draw.weights / 2**30,
@@ -141,20 +145,21 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
     wall, cpu = time.perf_counter(), time.process_time()
     draw.step()
-    result["step_s"] = min(_seconds(draw.step) for _ in range(2))
+    result["step_s"], result["step_cpu_s"] = map(min, zip(*(_seconds(draw.step) for _ in range(2)), strict=True))
     draw.decode()
-    result["decode_s"] = _seconds(draw.decode)
-    result["picture_s"] = _seconds(draw.picture)
+    result["decode_s"], result["decode_cpu_s"] = _seconds(draw.decode)
+    result["picture_s"], result["picture_cpu_s"] = _seconds(draw.picture)
     spent = time.process_time() - cpu
-    result["share"] = spent / (time.perf_counter() - wall) / (os.cpu_count() or 1)
+    result["share"] = spent / (time.perf_counter() - wall) / options.threads
     result["peak_gib"] = _peak() / 2**30
     return result
 
 
-def _seconds(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+def _seconds(call: Callable[[], Any]) -> tuple[float, float]:
+    """Of one call: on the wall, and of all cores together."""
+    wall, cpu = time.perf_counter(), time.process_time()
     call()
-    return time.perf_counter() - start
+    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def _peak() -> int:

@@ -139,7 +139,10 @@ def pull(repo: str, progress: Progress | None = None) -> Path:
     except UserError:
         raise
     except Exception as error:
-        raise _explained(error, repo) from error
+        explained = _explained(error, repo)
+        if explained is None:
+            raise
+        raise explained from error
     before = next((row["path"] for row in store.models() if row["name"] == repo), None)
     # a newer snapshot of the same repository replaces the older; a name that the person gave to something else stays
     store.register(repo, path, force=before is not None and Path(before).parent == path.parent)
@@ -272,8 +275,8 @@ def _partial(storage: Path) -> int:
     return sum(file.stat().st_size for file in (storage / "blobs").glob(f"*{BEGUN}"))
 
 
-def _explained(error: Exception, repo: str) -> UserError | Exception:
-    """What went wrong, as a sentence; or the error itself if it is not the world's doing."""
+def _explained(error: Exception, repo: str) -> UserError | None:
+    """What went wrong, as a sentence; None if it is not the world's doing."""
     from huggingface_hub import errors
 
     chain: list[BaseException] = []
@@ -310,7 +313,7 @@ def _explained(error: Exception, repo: str) -> UserError | Exception:
         return UserError(
             f"The hub cannot be reached: check the network, then pull {repo} again; what has arrived is kept."
         )
-    return error
+    return None
 
 
 def _status(error: BaseException) -> int | None:

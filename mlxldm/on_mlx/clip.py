@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import ClipTextConfig
-from .layers import gelu, join_heads, quick_gelu, split_heads
+from .layers import LayerNorm, Linear, gelu, join_heads, quick_gelu, split_heads
 
 
 @dataclass
@@ -25,10 +25,10 @@ class SelfAttention(nn.Module):
     def __init__(self, config: ClipTextConfig):
         super().__init__()
         size = config.hidden_size
-        self.q_proj = nn.Linear(size, size)
-        self.k_proj = nn.Linear(size, size)
-        self.v_proj = nn.Linear(size, size)
-        self.out_proj = nn.Linear(size, size)
+        self.q_proj = Linear(size, size)
+        self.k_proj = Linear(size, size)
+        self.v_proj = Linear(size, size)
+        self.out_proj = Linear(size, size)
         self.heads = config.num_attention_heads
         self.scale = (size // self.heads) ** -0.5
 
@@ -41,8 +41,8 @@ class SelfAttention(nn.Module):
 class Mlp(nn.Module):
     def __init__(self, config: ClipTextConfig):
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size)
         self.act = {"quick_gelu": quick_gelu, "gelu": gelu}[config.hidden_act]
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -52,9 +52,9 @@ class Mlp(nn.Module):
 class Layer(nn.Module):
     def __init__(self, config: ClipTextConfig):
         super().__init__()
-        self.layer_norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.layer_norm1 = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.self_attn = SelfAttention(config)
-        self.layer_norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.layer_norm2 = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.mlp = Mlp(config)
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -83,7 +83,7 @@ class TextTransformer(nn.Module):
         super().__init__()
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
-        self.final_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.final_layer_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
 
 
 class ClipText(nn.Module):
@@ -93,7 +93,7 @@ class ClipText(nn.Module):
         super().__init__()
         self.text_model = TextTransformer(config)
         if config.projection_dim is not None:
-            self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+            self.text_projection = Linear(config.hidden_size, config.projection_dim, bias=False)
         self.config = config
 
     def __call__(self, ids: list[list[int]]) -> ClipOutput:

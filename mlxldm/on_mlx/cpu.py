@@ -22,6 +22,7 @@ TILES = 128  # for fewer tiles, transforming the filters costs more than it save
 # erf(z) = 1 - t(a1 + t(a2 + ...)) exp(-z²), t = 1/(1 + pz), z >= 0, to 1.5e-7: Abramowitz & Stegun 1964, 7.1.26
 _P = 0.3275911
 _A = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
+_G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 _local = threading.local()
 
 
@@ -48,35 +49,48 @@ def silu(x: mx.array, shift: mx.array | None = None) -> mx.array:
     return x
 
 
-def normal(product: mx.array, gate: mx.array) -> mx.array:
-    """product * Phi(gate), in product's memory; Phi is the normal distribution function. Both (..., n)."""
-    rows, gates = _rows(product), _rows(gate)
+def gelu(half: mx.array, gate: mx.array) -> mx.array:
+    """2 * half * gelu(gate), in half's memory; both (..., n). 2 gelu(g) = g + |g| erf(|g| / sqrt 2)."""
+    rows, gates = _rows(half), _rows(gate)
     step = max(1, BLOCK // rows.shape[1])
-    for i in range(0, len(rows), step):
-        g = gates[i : i + step]
-        t, e, p = (_room(number, g) for number in range(3))
-        np.clip(g, -30.0, 30.0, out=p)  # Phi is 0 or 1 in float32 long before, and the square stays finite
-        np.abs(p, out=t)
-        t *= math.sqrt(0.5)
-        np.multiply(t, t, out=e)
-        np.negative(e, out=e)
-        np.exp(e, out=e)
-        t *= _P
-        t += 1.0
-        np.reciprocal(t, out=t)
-        e *= t  # e holds exp(-z²) t, then times the polynomial in t
-        np.multiply(t, _A[4], out=p)
-        for k in (3, 2, 1, 0):
-            p += _A[k]
-            if k:
+    with np.errstate(over="ignore"):  # the square of a huge number; its exp is the 0 it should be
+        for i in range(0, len(rows), step):
+            g = gates[i : i + step]
+            z, t, e, p = (_room(number, g) for number in range(4))
+            np.abs(g, out=z)
+            np.multiply(z, _P * math.sqrt(0.5), out=t)
+            t += 1.0
+            np.reciprocal(t, out=t)
+            np.multiply(z, z, out=e)
+            e *= -0.5
+            np.exp(e, out=e)
+            e *= t  # and then times the polynomial in t, and e is 1 - erf
+            np.multiply(t, _A[4], out=p)
+            for k in (3, 2, 1):
+                p += _A[k]
                 p *= t
-        e *= p
-        e *= -0.5
-        e += 0.5  # half of erf(|g| / sqrt 2)
-        np.copysign(e, g, out=e)
-        e += 0.5
-        rows[i : i + step] *= e
-    return product
+            p += _A[0]
+            e *= p
+            np.subtract(1.0, e, out=e)
+            e *= z
+            e += g
+            rows[i : i + step] *= e
+    return half
+
+
+def layer_norm(x: mx.array, weight: mx.array, bias: mx.array, eps: float) -> mx.array:
+    """The last axis to mean 0 and variance 1, then scaled and shifted, in x's memory."""
+    rows, scale, shift = _rows(x), _view(weight), _view(bias)
+    step = max(1, BLOCK // rows.shape[1])
+    ones = np.full((rows.shape[1], 1), 1.0 / rows.shape[1], np.float32)
+    for i in range(0, len(rows), step):
+        y = rows[i : i + step]
+        y -= y @ ones
+        variance = np.einsum("ij,ij->i", y, y)[:, None] / rows.shape[1]
+        y *= 1.0 / np.sqrt(variance + eps)
+        y *= scale
+        y += shift
+    return x
 
 
 def attend(q: mx.array, k: mx.array, v: mx.array, scale: float, piece: int = PIECE) -> mx.array:
@@ -133,13 +147,11 @@ def _winograd(x: mx.array, weight: mx.array, shift: mx.array) -> mx.array:
     outputs = weight.shape[0]
     high, wide = (height + 1) // 2, (width + 1) // 2  # tiles, each of 2x2 results
     out = mx.zeros((batch, 2 * high, 2 * wide, outputs))
-    filters = mx.zeros((16, outputs, channels))
+    filters = _filters(weight)
     band = max(1, min(high, BAND // (64 * wide * max(channels, outputs))))
     tiles = mx.zeros((16, band * wide, channels))
     mx.eval(out, filters, tiles)
     pixels, results, shifts = _view(x), _view(out), _view(shift)
-    _filters(_view(weight), _view(filters).reshape(4, 4, outputs, channels))
-    filters = filters.swapaxes(-1, -2)
     padded = np.zeros((2 * band + 2, 2 * wide + 2, channels), np.float32)
     halves = np.empty((4, band, 2 * wide + 2, channels), np.float32)
     sums = np.empty((2, 4, band, wide, outputs), np.float32)
@@ -177,16 +189,11 @@ def _tiles(rows: np.ndarray, halves: np.ndarray, tiles: np.ndarray) -> None:
     np.subtract(odd[:, :, :-1], odd[:, :, 1:], out=tiles[:, 3])
 
 
-def _filters(weight: np.ndarray, filters: np.ndarray) -> None:
-    """Filters g (O, 3, 3, C) to GgG' (4, 4, O, C); G takes (0, 1, 2) to (0, (0+1+2)/2, (0-1+2)/2, 2)."""
-    taps = weight.transpose(1, 2, 0, 3)
-    halves = np.empty((4, *taps.shape[1:]), np.float32)
-    for source, target in ((taps, halves), (halves.swapaxes(0, 1), filters.swapaxes(0, 1))):
-        target[0], target[3] = source[0], source[2]
-        np.add(source[0], source[2], out=target[1])
-        np.subtract(target[1], source[1], out=target[2])
-        target[1] += source[1]
-        target[1:3] *= 0.5
+def _filters(weight: mx.array) -> mx.array:
+    """Filters g (O, 3, 3, C) to GgG' as (16, C, O); G takes (0, 1, 2) to (0, (0+1+2)/2, (0-1+2)/2, 2)."""
+    taps = mx.contiguous(weight.transpose(1, 2, 0, 3)).reshape(9, -1)
+    filters = mx.array(np.kron(_G, _G)) @ taps
+    return filters.reshape(16, weight.shape[0], weight.shape[3]).swapaxes(-1, -2)
 
 
 def _results(products: np.ndarray, sums: np.ndarray, results: np.ndarray, shift: np.ndarray) -> None:

@@ -36,7 +36,7 @@ def quick_gelu(x: mx.array) -> mx.array:
 
 def gated(x: mx.array, gate: mx.array) -> mx.array:
     """x * gelu(gate)."""
-    return cpu.normal(x * gate, gate) if _numpy(x) else _gated(x, gate)
+    return cpu.gelu(0.5 * x, gate) if _numpy(x) else _gated(x, gate)
 
 
 def affine(x: mx.array, scale: mx.array, shift: mx.array, act: bool) -> mx.array:
@@ -72,6 +72,24 @@ def _affine(x: mx.array, scale: mx.array, shift: mx.array) -> mx.array:
 def _affine_silu(x: mx.array, scale: mx.array, shift: mx.array) -> mx.array:
     y = x.astype(mx.float32) * scale + shift
     return (y * mx.sigmoid(y)).astype(x.dtype)
+
+
+class Linear(nn.Linear):
+    """nn.Linear; on a CPU the bias is added last, where MLX would first copy it to every row."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if gpu() or "bias" not in self:
+            return super().__call__(x)
+        return x @ self.weight.T + self.bias
+
+
+class LayerNorm(nn.LayerNorm):
+    """nn.LayerNorm, in one pass on a CPU."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if _numpy(x):
+            return cpu.layer_norm(x + 0.0, self.weight, self.bias, self.eps)
+        return super().__call__(x)
 
 
 class Conv2d(nn.Module):
@@ -140,10 +158,10 @@ class Attention(nn.Module):
         """channels of the sequence, number of heads, size of a head, channels of what it looks at (None: itself)."""
         super().__init__()
         inner = heads * head
-        self.to_q = nn.Linear(channels, inner, bias=bias)
-        self.to_k = nn.Linear(source or channels, inner, bias=bias)
-        self.to_v = nn.Linear(source or channels, inner, bias=bias)
-        self.to_out = [nn.Linear(inner, channels)]
+        self.to_q = Linear(channels, inner, bias=bias)
+        self.to_k = Linear(source or channels, inner, bias=bias)
+        self.to_v = Linear(source or channels, inner, bias=bias)
+        self.to_out = [Linear(inner, channels)]
         self.heads = heads
         self.scale = head**-0.5  # of the true head size: zeros that pad a head change no product
 
@@ -214,10 +232,13 @@ class GEGLU(nn.Module):
 
     def __init__(self, channels: int, inner: int):
         super().__init__()
-        self.proj = nn.Linear(channels, 2 * inner)
+        self.proj = Linear(channels, 2 * inner)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return gated(*mx.split(self.proj(x), 2, axis=-1))
+        if not _numpy(x):
+            return gated(*mx.split(self.proj(x), 2, axis=-1))
+        weights, biases = mx.split(self.proj.weight, 2), mx.split(self.proj.bias, 2)
+        return gated(*(x @ weight.T + bias for weight, bias in zip(weights, biases, strict=True)))
 
 
 class FeedForward(nn.Module):
@@ -225,7 +246,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.net = [GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)]  # dropout was at 1
+        self.net = [GEGLU(channels, 4 * channels), nn.Identity(), Linear(4 * channels, channels)]  # dropout was at 1
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.net[2](self.net[0](x))
@@ -242,11 +263,11 @@ class Resnet(nn.Module):
         self.norm1 = GroupNorm(groups, inputs, eps)
         self.conv1 = Conv2d(inputs, outputs)
         if time is not None:
-            self.time_emb_proj = nn.Linear(time, 2 * outputs if scale_shift else outputs)
+            self.time_emb_proj = Linear(time, 2 * outputs if scale_shift else outputs)
         self.norm2 = GroupNorm(groups, outputs, eps)
         self.conv2 = Conv2d(outputs, outputs)
         if inputs != outputs:
-            self.conv_shortcut = nn.Linear(inputs, outputs)
+            self.conv_shortcut = Linear(inputs, outputs)
         self.scale_shift = scale_shift
 
     def __call__(self, x: mx.array, time: mx.array | None = None) -> mx.array:

@@ -13,7 +13,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..config import UNetConfig
-from .layers import Attention, Conv2d, Downsample, FeedForward, GroupNorm, Resnet, Upsample, silu
+from .layers import Attention, Conv2d, Downsample, FeedForward, GroupNorm, LayerNorm, Linear, Resnet, Upsample, silu
 
 KeysValues = tuple[mx.array, mx.array]
 
@@ -32,10 +32,10 @@ class Embedding(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, condition: int | None = None):
         super().__init__()
-        self.linear_1 = nn.Linear(inputs, outputs)
+        self.linear_1 = Linear(inputs, outputs)
         if condition is not None:
-            self.cond_proj = nn.Linear(condition, inputs, bias=False)
-        self.linear_2 = nn.Linear(outputs, outputs)
+            self.cond_proj = Linear(condition, inputs, bias=False)
+        self.linear_2 = Linear(outputs, outputs)
 
     def __call__(self, x: mx.array, condition: mx.array | None = None) -> mx.array:
         if condition is not None:
@@ -49,11 +49,11 @@ class TransformerBlock(nn.Module):
     def __init__(self, channels: int, heads: int, text: int, only_cross: bool):
         super().__init__()
         head = channels // heads
-        self.norm1 = nn.LayerNorm(channels)
+        self.norm1 = LayerNorm(channels)
         self.attn1 = Attention(channels, heads, head, text if only_cross else None)
-        self.norm2 = nn.LayerNorm(channels)
+        self.norm2 = LayerNorm(channels)
         self.attn2 = Attention(channels, heads, head, text)
-        self.norm3 = nn.LayerNorm(channels)
+        self.norm3 = LayerNorm(channels)
         self.ff = FeedForward(channels)
         self.only_cross = only_cross
 
@@ -73,9 +73,9 @@ class Transformer(nn.Module):
     def __init__(self, channels: int, heads: int, layers: int, text: int, groups: int, only_cross: bool = False):
         super().__init__()
         self.norm = GroupNorm(groups, channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, channels)
+        self.proj_in = Linear(channels, channels)
         self.transformer_blocks = [TransformerBlock(channels, heads, text, only_cross) for _ in range(layers)]
-        self.proj_out = nn.Linear(channels, channels)
+        self.proj_out = Linear(channels, channels)
 
     def __call__(self, x: mx.array, text: Iterator[KeysValues]) -> mx.array:
         batch, height, width, channels = x.shape
@@ -192,7 +192,7 @@ class UNet(nn.Module):
         elif kind == "projection":
             self.class_embedding = Embedding(width or 0, time)
         elif kind == "simple_projection":
-            self.class_embedding = nn.Linear(width or 0, time)
+            self.class_embedding = Linear(width or 0, time)
         elif kind is None and config.num_class_embeds is not None:
             self.class_embedding = nn.Embedding(config.num_class_embeds, time)
         if config.addition_embed_type == "text_time":

@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import VaeConfig
-from .layers import Attention, Conv2d, Downsample, GroupNorm, Resnet, Upsample
+from .layers import Attention, Conv2d, Downsample, GroupNorm, Linear, Resnet, Upsample
 
 EPS = 1e-6
 
@@ -117,9 +117,9 @@ class Vae(nn.Module):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         if config.use_quant_conv:
-            self.quant_conv = nn.Linear(2 * config.latent_channels, 2 * config.latent_channels)
+            self.quant_conv = Linear(2 * config.latent_channels, 2 * config.latent_channels)
         if config.use_post_quant_conv:
-            self.post_quant_conv = nn.Linear(config.latent_channels, config.latent_channels)
+            self.post_quant_conv = Linear(config.latent_channels, config.latent_channels)
 
     @property
     def dtype(self) -> mx.Dtype:

@@ -13,6 +13,14 @@ import mlx.core as mx  # noqa: E402
 from mlxldm.on_mlx import cpu, layers  # noqa: E402
 from mlxldm.on_mlx.device import form  # noqa: E402
 
+@pytest.fixture(params=["one core", "all cores"], autouse=True)
+def worth(request, monkeypatch):
+    """Every test here runs twice: in one thread, and shared out among three whatever the size."""
+    if request.param == "all cores":
+        monkeypatch.setattr(cpu, "WORTH", 1)
+        monkeypatch.setattr(cpu, "cores", lambda: 3)
+
+
 FAR = np.concatenate([np.linspace(-300, 300, 4001), [-1e30, 1e30, 0.0, -0.0, 1e-30]]).astype(np.float32)
 
 

@@ -5,15 +5,27 @@ would be most of a U-Net's time. A finished MLX array lends its memory to NumPy,
 the graph is computed up to that point at once; on a CPU, where nothing runs ahead, that is free.
 
 Every function here may overwrite the array it is given: pass a result nobody else has.
+
+Large arrays are shared out among all cores. MLX's threads may share arrays that are computed, and nothing else.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from typing import TypeVar
 
 import mlx.core as mx
 import numpy as np
+
+from . import BLAS
+
+T = TypeVar("T")
 
 BLOCK = 1 << 15  # numbers worked on at a time: input and scratch stay in a core's own cache
 PIECE = 1 << 22  # bytes of attention scores at a time
@@ -22,8 +34,44 @@ TILES = 128  # for fewer tiles, transforming the filters costs more than it save
 # erf(z) = 1 - t(a1 + t(a2 + ...)) exp(-z²), t = 1/(1 + pz), z >= 0, to 1.5e-7: Abramowitz & Stegun 1964, 7.1.26
 _P = 0.3275911
 _A = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
+WORTH = 1 << 17  # numbers to work on, from which on waking other threads pays
 _G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 _local = threading.local()
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def team() -> ThreadPoolExecutor:
+    """The threads that help, one for each core but one, and at least one."""
+    return ThreadPoolExecutor(max(1, cores() - 1), "mlxldm-helper")
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """In this thread, leave the other cores to whoever has them."""
+    _local.alone = True
+    try:
+        yield
+    finally:
+        _local.alone = False
+
+
+def _share(items: int, numbers: int, work: Callable[[int, int], T]) -> list[T]:
+    """work(begin, end) over range(items), cut for all cores where this many numbers are worth it; results in order."""
+    parts = 1 if numbers < WORTH or getattr(_local, "alone", False) else min(items, cores())
+    if parts <= 1:
+        return [work(0, items)]
+    cuts = [items * i // parts for i in range(parts + 1)]
+    BLAS.threads(1)
+    try:
+        helpers = [team().submit(work, *pair) for pair in zip(cuts[1:], cuts[2:], strict=False)]
+        return [work(*cuts[:2]), *(helper.result() for helper in helpers)]
+    finally:
+        BLAS.threads(cores())
 
 
 def usable(x: mx.array) -> bool:
@@ -36,16 +84,20 @@ def silu(x: mx.array, shift: mx.array | None = None) -> mx.array:
     rows = _rows(x)
     each = None if shift is None else _rows(shift)[0]
     step = max(1, BLOCK // rows.shape[1])
-    with np.errstate(over="ignore"):  # exp of a very negative number's opposite: x / inf is the 0 it should be
-        for i in range(0, len(rows), step):
-            y = rows[i : i + step]
-            t = _room(0, y)
-            if each is not None:
-                y += each
-            np.negative(y, out=t)
-            np.exp(t, out=t)
-            t += 1.0
-            y /= t
+
+    def work(begin: int, end: int) -> None:
+        with np.errstate(over="ignore"):  # exp of a very negative number's opposite: x / inf is the 0 it should be
+            for i in range(begin, end, step):
+                y = rows[i : min(i + step, end)]
+                t = _room(0, y)
+                if each is not None:
+                    y += each
+                np.negative(y, out=t)
+                np.exp(t, out=t)
+                t += 1.0
+                y /= t
+
+    _share(len(rows), rows.size, work)
     return x
 
 
@@ -53,28 +105,32 @@ def gelu(half: mx.array, gate: mx.array) -> mx.array:
     """2 * half * gelu(gate), in half's memory; both (..., n). 2 gelu(g) = g + |g| erf(|g| / sqrt 2)."""
     rows, gates = _rows(half), _rows(gate)
     step = max(1, BLOCK // rows.shape[1])
-    with np.errstate(over="ignore"):  # the square of a huge number; its exp is the 0 it should be
-        for i in range(0, len(rows), step):
-            g = gates[i : i + step]
-            z, t, e, p = (_room(number, g) for number in range(4))
-            np.abs(g, out=z)
-            np.multiply(z, _P * math.sqrt(0.5), out=t)
-            t += 1.0
-            np.reciprocal(t, out=t)
-            np.multiply(z, z, out=e)
-            e *= -0.5
-            np.exp(e, out=e)
-            e *= t  # and then times the polynomial in t, and e is 1 - erf
-            np.multiply(t, _A[4], out=p)
-            for k in (3, 2, 1):
-                p += _A[k]
-                p *= t
-            p += _A[0]
-            e *= p
-            np.subtract(1.0, e, out=e)
-            e *= z
-            e += g
-            rows[i : i + step] *= e
+
+    def work(begin: int, end: int) -> None:
+        with np.errstate(over="ignore"):  # the square of a huge number; its exp is the 0 it should be
+            for i in range(begin, end, step):
+                g = gates[i : min(i + step, end)]
+                z, t, e, p = (_room(number, g) for number in range(4))
+                np.abs(g, out=z)
+                np.multiply(z, _P * math.sqrt(0.5), out=t)
+                t += 1.0
+                np.reciprocal(t, out=t)
+                np.multiply(z, z, out=e)
+                e *= -0.5
+                np.exp(e, out=e)
+                e *= t  # and then times the polynomial in t, and e is 1 - erf
+                np.multiply(t, _A[4], out=p)
+                for k in (3, 2, 1):
+                    p += _A[k]
+                    p *= t
+                p += _A[0]
+                e *= p
+                np.subtract(1.0, e, out=e)
+                e *= z
+                e += g
+                rows[i : i + len(g)] *= e
+
+    _share(len(rows), rows.size, work)
     return half
 
 
@@ -83,13 +139,17 @@ def layer_norm(x: mx.array, weight: mx.array, bias: mx.array, eps: float) -> mx.
     rows, scale, shift = _rows(x), _view(weight), _view(bias)
     step = max(1, BLOCK // rows.shape[1])
     ones = np.full((rows.shape[1], 1), 1.0 / rows.shape[1], np.float32)
-    for i in range(0, len(rows), step):
-        y = rows[i : i + step]
-        y -= y @ ones
-        variance = np.einsum("ij,ij->i", y, y)[:, None] / rows.shape[1]
-        y *= 1.0 / np.sqrt(variance + eps)
-        y *= scale
-        y += shift
+
+    def work(begin: int, end: int) -> None:
+        for i in range(begin, end, step):
+            y = rows[i : min(i + step, end)]
+            y -= y @ ones
+            variance = np.einsum("ij,ij->i", y, y)[:, None] / rows.shape[1]
+            y *= 1.0 / np.sqrt(variance + eps)
+            y *= scale
+            y += shift
+
+    _share(len(rows), rows.size, work)
     return x
 
 
@@ -99,12 +159,15 @@ def attend(q: mx.array, k: mx.array, v: mx.array, scale: float, piece: int = PIE
     q, k, v = mx.contiguous(q * scale), mx.contiguous(k), mx.contiguous(v)
     mx.eval(q, k, v)
     keys = k.swapaxes(-1, -2)
+    mx.eval(keys)
     row = k.shape[2] * 4
     some = max(1, min(heads, piece // (length * row)))
     rows = length if some > 1 else max(1, min(length, piece // row))
-    outputs = []
-    for b in range(batch):
-        for h in range(0, heads, some):
+    pieces = [(b, h) for b in range(batch) for h in range(0, heads, some)]
+
+    def work(begin: int, end: int) -> list[mx.array]:
+        outputs = []
+        for b, h in pieces[begin:end]:
             parts = []
             for i in range(0, length, rows):
                 scores = q[b, h : h + some, i : i + rows] @ keys[b, h : h + some]
@@ -112,6 +175,9 @@ def attend(q: mx.array, k: mx.array, v: mx.array, scale: float, piece: int = PIE
                 parts.append((scores @ v[b, h : h + some]) * mx.array(1.0 / total))
             outputs.append(parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1))
             mx.eval(outputs[-1])
+        return outputs
+
+    outputs = sum(_share(len(pieces), batch * heads * length * k.shape[2], work), start=[])
     return mx.concatenate(outputs, axis=0).reshape(batch, heads, length, -1)
 
 
@@ -146,23 +212,24 @@ def _winograd(x: mx.array, weight: mx.array, shift: mx.array) -> mx.array:
     batch, height, width, channels = x.shape
     outputs = weight.shape[0]
     high, wide = (height + 1) // 2, (width + 1) // 2  # tiles, each of 2x2 results
-    out = mx.zeros((batch, 2 * high, 2 * wide, outputs))
-    filters = _filters(weight)
-    band = max(1, min(high, BAND // (64 * wide * max(channels, outputs))))
-    tiles = mx.zeros((16, band * wide, channels))
-    mx.eval(out, filters, tiles)
+    out, filters = mx.zeros((batch, 2 * high, 2 * wide, outputs)), _filters(weight)
+    mx.eval(out, filters)
     pixels, results, shifts = _view(x), _view(out), _view(shift)
-    padded = np.zeros((2 * band + 2, 2 * wide + 2, channels), np.float32)
-    halves = np.empty((4, band, 2 * wide + 2, channels), np.float32)
-    sums = np.empty((2, 4, band, wide, outputs), np.float32)
-    for b in range(batch):
-        for top in range(0, high, band):
+    band = max(1, min(high, BAND // (64 * wide * max(channels, outputs))))
+    bands = [(b, top) for b in range(batch) for top in range(0, high, band)]
+
+    def work(begin: int, end: int) -> None:
+        tiles = mx.zeros((16, band * wide, channels))
+        padded = np.zeros((2 * band + 2, 2 * wide + 2, channels), np.float32)
+        halves = np.empty((4, band, 2 * wide + 2, channels), np.float32)
+        sums = np.empty((2, 4, band, wide, outputs), np.float32)
+        for b, top in bands[begin:end]:
             n = min(band, high - top)
             first, last = 2 * top - 1, min(2 * (top + n) + 1, height)  # the rows of pixels that are looked at
-            begin = max(first, 0)
+            start = max(first, 0)
             rows = padded[: 2 * n + 2]
-            rows[: begin - first] = 0
-            rows[begin - first : last - first, 1 : width + 1] = pixels[b, begin:last]
+            rows[: start - first] = 0
+            rows[start - first : last - first, 1 : width + 1] = pixels[b, start:last]
             rows[last - first :] = 0
             _tiles(rows, halves[:, :n], _view(tiles).reshape(4, 4, -1, wide, channels)[:, :, :n])
             products = tiles[:, : n * wide] @ filters
@@ -172,6 +239,8 @@ def _winograd(x: mx.array, weight: mx.array, shift: mx.array) -> mx.array:
                 results[b, 2 * top : 2 * (top + n)].reshape(n, 2, wide, 2, outputs).transpose(1, 3, 0, 2, 4),
                 shifts[b % len(shifts)],
             )
+
+    _share(len(bands), x.size, work)
     return out if (2 * high, 2 * wide) == (height, width) else out[:, :height, :width]
 
 

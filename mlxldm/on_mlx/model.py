@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,7 +12,7 @@ from mlx.utils import tree_flatten
 
 from ..errors import UserError
 from ..tokenizer import ClipTokenizer
-from . import BLAS, VERSION
+from . import BLAS, VERSION, cpu
 from .clip import ClipOutput, ClipText
 from .layers import FUSED_HEADS
 from .unet import KeysValues, UNet
@@ -60,7 +58,6 @@ class MlxModel:
         if device is not None:
             mx.set_default_device(mx.Device(mx.gpu if device == "gpu" else mx.cpu))
         self._gpu = mx.default_device() == mx.gpu
-        self._helper = ThreadPoolExecutor(1, "mlxldm-helper")
         if precision == "auto":
             precision = "float16" if self._gpu else "float32"
         mx.set_cache_limit(0)  # while loading, what is freed is not needed again
@@ -150,18 +147,17 @@ class MlxModel:
         mx.eval(x)
 
         def compute(text: Text) -> mx.array:
-            guess = self._guess(x, timestep, text)
-            mx.eval(guess)
-            return guess
+            with cpu.alone():
+                guess = self._guess(x, timestep, text)
+                mx.eval(guess)
+                return guess
 
-        cores = cpu_cores()
-        BLAS.threads(max(1, cores // 2))
+        BLAS.threads(max(1, cpu.cores() // 2))
         try:
-            other = self._helper.submit(compute, cond.batches[1])
-            guess = compute(cond.batches[0])
-            return guess, other.result()
+            other = cpu.team().submit(compute, cond.batches[1])
+            return compute(cond.batches[0]), other.result()
         finally:
-            BLAS.threads(cores)
+            BLAS.threads(cpu.cores())
 
     def encode_image(self, pixels: mx.array) -> tuple[mx.array, mx.array]:
         """Mean and standard deviation of the picture's latent, scaled for the U-Net."""
@@ -189,13 +185,7 @@ class MlxModel:
     def unload(self) -> None:
         """Let go of every weight; the model cannot be used afterwards."""
         self._texts, self._unet, self._vae = [], None, None  # type: ignore[assignment]
-        self._helper.shutdown(wait=False)
         mx.clear_cache()
-
-
-def cpu_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def fill(module: M, folder: Folder, part: str, dtype: mx.Dtype) -> M:

@@ -1,7 +1,7 @@
 """Whole pictures: what diffusers' own pipelines draw for a seed is what both our backends draw, in float32.
 
 Every sampler with every spacing that diffusers has for it, from text and from a picture, and with two of them under a
-mask; portrait and landscape and both layouts of folders take turns, so that small pictures by the hundred see all of them.
+mask; portrait and landscape and both layouts of folders take turns, so that a hundred small pictures see all of them.
 Only dpmpp_sde is missing: diffusers takes its noise from torchsde. The last test prints the worst figures.
 """
 

@@ -94,7 +94,10 @@ class TorchModel:
     # Arrays in and out.
 
     def array(self, x: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.array(x, dtype=np.float32)).to(self.device)
+        tensor = torch.from_numpy(np.array(x, dtype=np.float32))
+        if self.device.type == "cuda":  # from pinned memory, or fresh noise would wait for the step before it
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
 
     def numpy(self, x: Tensor) -> np.ndarray:
         return x.detach().float().cpu().numpy()

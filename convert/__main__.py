@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mlxldm import store
-from mlxldm.errors import UserError
 from mlxldm.tensors import shown
+from mlxldm.terminal import Bar, Parser, guarded
 
 from .view import View, view
 from .write import DTYPES, write
@@ -23,19 +23,18 @@ from .write import DTYPES, write
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    args = _parser().parse_args(arguments)
-    try:
+
+    def run() -> int:
+        parser = _parser()
+        args, rest = parser.parse_known_args(arguments)
+        parser.refuse(rest)
         return _convert(args)
-    except UserError as error:
-        print(f"mlxldm-convert: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("mlxldm-convert: interrupted, nothing was written", file=sys.stderr)
-        return 130
+
+    return guarded("mlxldm-convert", run, "nothing was written")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="mlxldm-convert", description="Write a checkpoint as a model folder of mlxldm, or say what it is."
     )
     parser.add_argument("source", metavar="SRC", help="a diffusers folder, a hub snapshot, or a hub id in the cache")
@@ -85,12 +84,12 @@ def _convert(args: argparse.Namespace) -> int:
     if not args.json:
         _print(report)
     if not args.dry_run:
-        bar = _bar()
+        bar = Bar()
         try:
-            write(folder, target, dtype=args.dtype, progress=bar)
+            bar.show("writing")
+            write(folder, target, dtype=args.dtype, progress=lambda done, part: bar.move(done, f"writing {part:9}"))
         finally:
-            if bar:
-                bar(-1, "")
+            bar.clear()
     if args.json:
         print(json.dumps(report, ensure_ascii=False))
     elif not args.dry_run:
@@ -115,18 +114,6 @@ def _print(report: dict[str, Any]) -> None:
             print(f"            left out: {shown(name)} ({reason})")
     for name, reason in report["ignored"].items():
         print(f"  left out: {name} ({reason})")
-
-
-def _bar() -> Callable[[float, str], None] | None:
-    """A progress line on stderr, for terminals; None elsewhere."""
-    if not sys.stderr.isatty():
-        return None
-
-    def bar(fraction: float, text: str) -> None:
-        line = "" if fraction < 0 else f"writing {text:9} {fraction:4.0%}"
-        print(f"\r{line:40}", end="\r" if fraction < 0 else "", file=sys.stderr, flush=True)
-
-    return bar
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
-from .terminal import Bar, Parser, real, size, whole
+from .terminal import Bar, Parser, guarded, real, size, whole
 
 if TYPE_CHECKING:
     from .folder import Folder
@@ -29,29 +29,13 @@ SPACINGS = "model leading trailing linspace karras exponential sgm_uniform".spli
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    try:
+
+    def run() -> int:
         args = _parsed(list(sys.argv[1:] if argv is None else argv))
         code: int = args.run(args)
-        sys.stdout.flush()
         return code
-    except UserError as error:
-        say(" ".join(str(error).split()))
-        return 2
-    except KeyboardInterrupt:
-        say("interrupted; finished pictures are kept, nothing is half-written.")
-        return 130
-    except MemoryError:
-        say("this machine's memory is not enough for that; take a smaller picture or another model.")
-        return 2
-    except BrokenPipeError:  # `mlxldm models | head -1`: nobody reads any more, which is no fault
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception:
-        import traceback
 
-        traceback.print_exc()
-        say("this is a fault of mlxldm, not yours; please report it in the project's issues, with the lines above.")
-        return 1
+    return guarded("mlxldm", run, "finished pictures are kept, nothing is half-written")
 
 
 def say(message: str) -> None:

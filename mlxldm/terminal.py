@@ -1,4 +1,4 @@
-"""What the command lines share: arguments that are explained in one sentence, a progress line, figures for people."""
+"""What the command lines share: exit codes, arguments explained in a sentence, a progress line, figures for people."""
 
 from __future__ import annotations
 
@@ -6,10 +6,40 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from .errors import UserError, nearest
+
+
+def guarded(program: str, run: Callable[[], int], interrupted: str) -> int:
+    """`run()`'s exit code; what goes wrong becomes 2 (the person can fix it), 130 (Ctrl-C) or 1 (our fault)."""
+
+    def say(message: str) -> None:
+        print(f"{program}: {message}", file=sys.stderr, flush=True)
+
+    try:
+        code = run()
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        say(" ".join(str(error).split()))
+        return 2
+    except KeyboardInterrupt:
+        say(f"interrupted; {interrupted}.")
+        return 130
+    except MemoryError:
+        say("this machine's memory is not enough for that; take a smaller picture or another model.")
+        return 2
+    except BrokenPipeError:  # `mlxldm models | head -1`: nobody reads any more, which is no fault
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        say("this is a fault of mlxldm, not yours; please report it in the project's issues, with the lines above.")
+        return 1
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,9 +64,9 @@ class Parser(argparse.ArgumentParser):
             return
         option = rest[0].partition("=")[0]
         if not option.startswith("-"):
-            raise UserError(f"{self.prog} does not know what to do with {rest[0]!r}.{advice}")
+            raise UserError(f"{rest[0]!r} is one thing too many.{advice} See {self.prog} --help.")
         known = [name for name in self._option_string_actions if name.startswith("--")]
-        raise UserError(f"{self.prog} has no option {option}.{nearest(option, known)} See {self.prog} --help.")
+        raise UserError(f"There is no option {option}.{nearest(option, known)} See {self.prog} --help.")
 
 
 def _number(kind: type, name: str) -> Any:

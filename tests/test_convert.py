@@ -460,7 +460,7 @@ def test_the_command_runs_from_a_checkout_and_hears_control_c(tiny_folder, tmp_p
     assert done.returncode == 0 and "family sd1" in done.stdout, done.stderr
     slow = (
         "import sys, time, os, signal\nimport mlxldm_convert.__main__ as m\n"
-        "m._bar = lambda: lambda f, t: os.kill(os.getpid(), signal.SIGINT) if 0.5 < f < 0.6 else None\n"
+        "m.Bar.move = lambda self, f, t: os.kill(os.getpid(), signal.SIGINT) if 0.5 < f < 0.6 else None\n"
         "sys.exit(m.main(sys.argv[1:]))"
     )
     done = subprocess.run([sys.executable, "-c", slow, *command[3:]], capture_output=True, text=True)

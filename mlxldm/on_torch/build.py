@@ -35,7 +35,16 @@ def build(folder: Folder, device: str | None, precision: str) -> TorchModel:
     manifest = folder.manifest
     _check(manifest)
     where = _device(device)
-    dtype, why = _dtype(where, precision)
+    try:
+        return _build(folder, where, *_dtype(where, precision))
+    except torch.cuda.OutOfMemoryError:
+        raise UserError(
+            f"The GPU's memory is not enough for {manifest.name}: close what else uses it, or take --device cpu."
+        ) from None
+
+
+def _build(folder: Folder, where: torch.device, dtype: torch.dtype, why: str) -> TorchModel:
+    manifest = folder.manifest
     # A CPU reads the prompt once a job: float32 costs nothing there. On a GPU the text is half precision as well.
     text_dtype = torch.float32 if where.type == "cpu" else dtype
     encoders = [_text(folder, "text", 1, where, text_dtype)]

@@ -201,9 +201,7 @@ class TorchModel:
             try:
                 self._captured = Captured(self._net, x, timestep, cond)
             except torch.cuda.OutOfMemoryError:
-                raise UserError(
-                    "The GPU's memory is not enough for this picture: a smaller size or another model may fit."
-                ) from None
+                raise
             except RuntimeError as error:
                 log.warning("CUDA graph capture failed, every step will be slower: %s", error)
                 self._capture = False
@@ -220,7 +218,12 @@ class TorchModel:
             if self.dtype == torch.float32:
                 cudnn = torch.backends.cudnn
                 exact.enter_context(cudnn.flags(enabled=True, benchmark=cudnn.benchmark, allow_tf32=False))
-            yield
+            try:
+                yield
+            except torch.cuda.OutOfMemoryError:
+                raise UserError(
+                    "The GPU's memory is not enough for this picture: ask for a smaller one, or close what else uses it."
+                ) from None
 
 
 class Captured:

@@ -229,3 +229,25 @@ def test_a_captured_call_follows_its_inputs(tiny_folder, torch):
                 if b is not None:
                     torch.testing.assert_close(a.cpu(), b, atol=1e-3, rtol=0)
     assert fast._captured is not None, "the graph was not used"
+
+
+def test_a_cpu_gets_bfloat16_where_that_was_measured_to_be_fast(monkeypatch, torch):
+    from mlxldm.on_torch import build
+
+    cpu = torch.device("cpu")
+    for gain, wanted in ((2.0, torch.bfloat16), (1.0, torch.float32)):
+        monkeypatch.setattr(build, "bfloat16_gain", lambda gain=gain: gain)
+        assert build._dtype(cpu, "auto")[0] == wanted
+        assert build._dtype(cpu, "float32")[0] == torch.float32
+    monkeypatch.undo()
+    assert 0.1 < build.bfloat16_gain() < 100
+
+
+def test_only_the_autoencoder_that_overflows_is_kept_in_float32(tiny_folder, torch):
+    from mlxldm.on_torch import build
+    from mlxldm_convert import view
+
+    manifests = {kind: view(tiny_folder(kind)).manifest for kind in ("sd1", "sdxl")}
+    assert build._vae_dtype(manifests["sd1"], torch.float16) == torch.float16
+    assert build._vae_dtype(manifests["sdxl"], torch.float16) == torch.float32
+    assert build._vae_dtype(manifests["sdxl"], torch.bfloat16) == torch.bfloat16

@@ -222,7 +222,7 @@ class TorchModel:
                 yield
             except torch.cuda.OutOfMemoryError:
                 raise UserError(
-                    "The GPU's memory is not enough for this picture: ask for a smaller one, or close what else uses it."
+                    "The GPU's memory is not enough for this picture: ask for a smaller one, or close what else runs."
                 ) from None
 
 

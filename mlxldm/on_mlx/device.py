@@ -37,7 +37,7 @@ def fused(fn: Callable[..., Any]) -> Callable[..., Any]:
             return fn(*args)
         compiled = _local.__dict__.setdefault("compiled", {})
         if fn not in compiled:
-            compiled[fn] = mx.compile(fn, shapeless=True)
+            compiled[fn] = mx.compile(fn)
         return compiled[fn](*args)
 
     call.__doc__ = fn.__doc__

@@ -196,9 +196,9 @@ def fill(module: M, folder: Folder, part: str, dtype: mx.Dtype) -> M:
     places = {name: tuple(array.shape) for name, array in tree_flatten(module.parameters())}
     weights = {name: tuple(tensor.shape) for name, tensor in folder.names(part).items()}
     complaints = {
-        "have no place": sorted(weights.keys() - places.keys()),
-        "are missing": sorted(places.keys() - weights.keys()),
-        "have the wrong shape": [
+        "weights without a place": sorted(weights.keys() - places.keys()),
+        "no weights for": sorted(places.keys() - weights.keys()),
+        "weights of the wrong shape": [
             f"{name} {weights[name]} instead of {places[name]}"
             for name in sorted(weights.keys() & places.keys())
             if weights[name] != places[name]
@@ -206,10 +206,10 @@ def fill(module: M, folder: Folder, part: str, dtype: mx.Dtype) -> M:
     }
     for complaint, names in complaints.items():
         if names:
-            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
             raise UserError(
-                f"{len(names)} weights of {folder.manifest.name}'s {part} {complaint}: {shown}. "
-                "The folder is damaged or of another family: convert the model again."
+                f"{folder.manifest.name}'s {part} has {complaint}: {shown}; "
+                "the folder is damaged or of another family, so convert the model again."
             )
     for name in weights:
         *path, last = name.split(".")

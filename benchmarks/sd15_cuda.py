@@ -105,7 +105,7 @@ class Bench:
 
     def report(self) -> None:
         names = list(self.results)
-        keys = [key for key in dict.fromkeys(k for result in self.results.values() for k in result) if key != "description"]
+        keys = dict.fromkeys(key for result in self.results.values() for key in result if key != "description")
         for name in names:
             self.results[name]["psnr_db"] = {
                 other: round(psnr(self.pictures[name], self.pictures[other]), 2) for other in names if other != name

@@ -34,7 +34,7 @@ from pictures import ATTRIBUTES, CAPTIONS
 # Seconds of each stage, on an accelerator and on a small CPU.
 STAGES = {
     "cuda": {"text": 25, "autoencoder": 280, "decoder": 50, "judge": 70, "denoiser": 580},
-    "cpu": {"text": 120, "autoencoder": 2600, "decoder": 240, "judge": 400, "denoiser": 2700},
+    "cpu": {"text": 120, "autoencoder": 4000, "decoder": 180, "judge": 400, "denoiser": 2000},
 }
 PICTURES = {"cuda": 100_000, "cpu": 24_000}
 BATCH = {
@@ -53,7 +53,7 @@ class Run:
         self.device = torch.device(args.device)
         self.kind = self.device.type
         self.end = time.time() + 60 * args.minutes if args.minutes else math.inf
-        self.scale, self.part_mb, self.compile = args.scale, args.part_mb, args.compile
+        self.scale, self.part_mb, self.compile, self.threads = args.scale, args.part_mb, args.compile, args.threads
         self.work.mkdir(parents=True, exist_ok=True)
         bpe.write(self.work / "tokenizer")
         self.tokens = drawn.tokenizer(self.work / "tokenizer")
@@ -75,7 +75,7 @@ class Run:
         """On a CPU that others use too, one thread is faster than several that wait for each other at every step."""
         cores = os.cpu_count() or 1
         if self.kind == "cpu":
-            torch.set_num_threads(cores if os.getloadavg()[0] < cores + 0.6 else 1)
+            torch.set_num_threads(self.threads or (cores if os.getloadavg()[0] < cores + 0.6 else 1))
 
     def autocast(self):
         return torch.autocast(self.kind, torch.bfloat16)
@@ -625,6 +625,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="stretch every stage's time")
     parser.add_argument("--batch-scale", type=float, default=1.0)
     parser.add_argument("--part-mb", type=float, default=0, help="write checkpoints in pieces of this size")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all, or one on a busy machine)")
     parser.add_argument("--stages", default="decoder,judge,denoiser", help="of what follows the autoencoder, do these")
     parser.add_argument("--compile", action="store_true", help="torch.compile the training steps")
     args = parser.parse_args()

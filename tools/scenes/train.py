@@ -31,10 +31,12 @@ import networks
 import pictures as drawn
 from pictures import ATTRIBUTES, CAPTIONS
 
+from mlxldm.folder import open_folder
+
 # Seconds of each stage, on an accelerator and on a small CPU.
 STAGES = {
     "cuda": {"text": 25, "autoencoder": 280, "decoder": 50, "judge": 70, "denoiser": 580},
-    "cpu": {"text": 120, "autoencoder": 4000, "decoder": 180, "judge": 400, "denoiser": 2000},
+    "cpu": {"text": 120, "autoencoder": 3400, "decoder": 180, "judge": 400, "denoiser": 1800},
 }
 PICTURES = {"cuda": 100_000, "cpu": 24_000}
 BATCH = {
@@ -53,6 +55,7 @@ class Run:
         self.device = torch.device(args.device)
         self.kind = self.device.type
         self.end = time.time() + 60 * args.minutes if args.minutes else math.inf
+        self.start = args.start
         self.scale, self.part_mb, self.compile, self.threads = args.scale, args.part_mb, args.compile, args.threads
         self.work.mkdir(parents=True, exist_ok=True)
         bpe.write(self.work / "tokenizer")
@@ -120,6 +123,20 @@ class Run:
 def to_images(rgba: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     x = rgba.permute(0, 3, 1, 2).float()
     return (x[:, :3] / 127.5 - 1).contiguous(memory_format=torch.channels_last), x[:, 3:] / 255
+
+
+def begin(run: Run, module: torch.nn.Module, part: str) -> None:
+    """Fill a module with the weights of the model folder `--start` names; a checkpoint, if there is one, wins later."""
+    if not run.start:
+        return
+    folder = open_folder(run.start)
+    stored, filled = folder.names(part), {}
+    for name, value in module.state_dict().items():
+        array = folder.read(part, name if name in stored else f"text_model.{name}").astype(np.float32)
+        if array.ndim == 4:  # channels last on disk
+            array = np.ascontiguousarray(array.transpose(0, 3, 1, 2))
+        filled[name] = torch.from_numpy(array).reshape(value.shape)  # 1x1 convolutions are matrices on disk
+    module.load_state_dict(filled)
 
 
 class Stage:
@@ -261,6 +278,7 @@ def train_text(run: Run) -> torch.nn.Module:
     (the time of day), while the loss looks healthy.
     """
     encoder = networks.text_encoder(run.vocab_size, run.tokens.bos, run.tokens.eos)
+    begin(run, encoder, "text")
     reader = networks.Reader(encoder, ATTRIBUTES).to(run.device)
     stage = Stage(run, "text", {"reader": reader})
     if not stage.finished:
@@ -365,6 +383,7 @@ def split_posterior(moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def train_autoencoder(run: Run) -> torch.nn.Module:
     """Everything downstream is bounded by this: it is trained first and gated."""
     vae = networks.autoencoder(run.size).to(run.device, memory_format=torch.channels_last)
+    begin(run, vae, "vae")
     stage = Stage(run, "autoencoder", {"vae": vae}, ema=0.999)
 
     def forward(x, mask):
@@ -501,6 +520,7 @@ def v_loss(run: Run, unet, z, t, noise, text, alpha) -> torch.Tensor:
 def train_denoiser(run: Run, encoder, vae, judge) -> tuple[torch.nn.Module, float]:
     z, scale = latents(run, vae)
     unet = networks.denoiser(run.size).to(run.device, memory_format=torch.channels_last)
+    begin(run, unet, "denoiser")
     stage = Stage(run, "denoiser", {"unet": unet}, ema=0.9995 if run.kind == "cuda" else 0.999)
     alpha = alphas(run.device)
     empty = torch.tensor([run.tokens.ids("", networks.LENGTH)], device=run.device)
@@ -618,6 +638,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", required=True, help="folder for pictures and checkpoints")
     parser.add_argument("--out", help="write the result here as a diffusers folder")
+    parser.add_argument("--start", help="begin with the weights of this model folder, for example mlxldm/scenes")
     parser.add_argument("--size", type=int, default=256, choices=(128, 256))
     parser.add_argument("--minutes", type=float, help="stop after this long; run again to go on")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -646,18 +667,18 @@ def main() -> None:
     wanted = args.stages.split(",")
     encoder = train_text(run)
     vae = train_autoencoder(run)
-    if goes_on("autoencoder") and "decoder" in wanted:
+    if goes_on("autoencoder") and ("decoder" in wanted or goes_on("decoder")):
         vae = train_decoder(run, vae)
     judge = None
-    if goes_on("decoder") and "judge" in wanted:
+    if goes_on("autoencoder") and ("judge" in wanted or goes_on("judge")):
         judge = train_judge(run)
     if judge:
         held = run.held()
         run.say(f"autoencoder: {psnr(run, vae, len(held['ids'])):.2f} dB; judge on reconstructions:",
                 table(judged(run, judge, held["pixels"], held["labels"], lambda x: reconstruct(vae, x))))  # fmt: skip
-    if goes_on("text", "decoder") and "denoiser" in wanted:
+    if goes_on("text", "autoencoder") and "denoiser" in wanted:
         unet, scale = train_denoiser(run, encoder, vae, judge)
-    if goes_on("denoiser"):
+    if "denoiser" in wanted and goes_on("denoiser"):
         if judge:
             torch.save({"judge": judge.half().state_dict()}, run.work / "judge-half.pt")
             judge.float()

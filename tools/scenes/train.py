@@ -36,7 +36,7 @@ from mlxldm.folder import open_folder
 # Seconds of each stage, on an accelerator and on a small CPU.
 STAGES = {
     "cuda": {"text": 25, "autoencoder": 280, "decoder": 50, "judge": 70, "denoiser": 580},
-    "cpu": {"text": 120, "autoencoder": 3400, "decoder": 180, "judge": 400, "denoiser": 1800},
+    "cpu": {"text": 120, "autoencoder": 3400, "decoder": 180, "judge": 400, "denoiser": 1500},
 }
 PICTURES = {"cuda": 100_000, "cpu": 24_000}
 BATCH = {

@@ -15,8 +15,9 @@ from typing import Any
 
 from mlxldm import store
 from mlxldm.tensors import shown
-from mlxldm.terminal import Bar, Parser, guarded
+from mlxldm.terminal import Bar, Parser, guarded, whole
 
+from .detect import Wish
 from .view import View, view
 from .write import DTYPES, write
 
@@ -37,9 +38,13 @@ def _parser() -> Parser:
     parser = Parser(
         prog="mlxldm-convert", description="Write a checkpoint as a model folder of mlxldm, or say what it is."
     )
-    parser.add_argument("source", metavar="SRC", help="a diffusers folder, a hub snapshot, or a hub id in the cache")
+    parser.add_argument("source", metavar="SRC", help="a checkpoint file, a diffusers folder, or a hub id in the cache")
     parser.add_argument("target", metavar="DST", nargs="?", help="the folder to write (default: in the models folder)")
     parser.add_argument("--dtype", choices=list(DTYPES), help="store all weights so (default: as they are)")
+    parser.add_argument("--family", metavar="NAME", help="what the source is, if that cannot be seen: sd1, sd2, sdxl")
+    parser.add_argument("--prediction", choices=["eps", "epsilon", "v"], help="what the model predicts")
+    parser.add_argument("--heads", type=whole, metavar="N", help="attention heads of the U-Net, at every level")
+    parser.add_argument("--no-ema", action="store_true", help="take the raw weights where a file has averaged ones too")
     parser.add_argument("--dry-run", action="store_true", help="only say what the source is and what would be written")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     return parser
@@ -49,7 +54,8 @@ def _convert(args: argparse.Namespace) -> int:
     source = Path(args.source).expanduser()
     if not source.exists():
         source = store.locate(args.source)
-    folder = view(source)
+    prediction = {"eps": "epsilon"}.get(args.prediction, args.prediction)
+    folder = view(source, Wish(args.family, prediction, args.heads, not args.no_ema))
     report: dict[str, Any]
     if isinstance(folder, View):
         report = folder.report()
@@ -107,13 +113,14 @@ def _print(report: dict[str, Any]) -> None:
             f"  from {shown(what['file'])}"
         )
         changes = {"renamed": "renamed", "channels_last": "made channel-last", "matrices": "1x1 made matrices"}
+        changes["split"] = "cut from larger ones"
         said = [f"{what[key]} {word}" for key, word in changes.items() if what.get(key)]
         if said:
             print(f"            {', '.join(said)}")
         for name, reason in what.get("ignored", {}).items():
             print(f"            left out: {shown(name)} ({reason})")
     for name, reason in report["ignored"].items():
-        print(f"  left out: {name} ({reason})")
+        print(f"  left out: {shown(name)} ({reason})")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""What a source is, and why: which parts it has, of which family, and what its configs say.
+"""What a diffusers folder is, and why: which parts it has, of which family, and what its configs say.
 
-A diffusers folder says most of it itself, in `model_index.json` and one `config.json` a part. Nothing is guessed from
-file names. Whatever is decided here is written down in `why`, for the report.
+It says most of it itself, in `model_index.json` and one `config.json` a part. Nothing is guessed from file names.
+Whatever is decided here is written down in `why`, for the report. Single files are `single.py`'s.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from mlxldm.hub import choose_weights
 from mlxldm.tensors import shown
 from mlxldm.tokenizer import ClipTokenizer
 
-from .read import LATER, kind
+from .names import DIFFUSERS, Dialect
+from .read import Weights, open_weights
 
 # model_index.json's names -> our parts, and the classes each may have
 PARTS = {
@@ -43,30 +45,49 @@ SETTINGS = {"requires_safety_checker", "force_zeros_for_empty_prompt", "add_wate
 FAMILY_GUIDANCE = {"sd1": 7.5, "sd2": 7.5, "sdxl": 5.0}
 
 
+@dataclass(frozen=True)
+class Wish:
+    """What the person says of the source; it wins over every guess."""
+
+    family: str | None = None
+    prediction: str | None = None  # "epsilon" or "v"
+    heads: int | None = None  # of the U-Net's attention
+    ema: bool = True  # the averaged weights where a file has both
+
+
+NO_WISH = Wish()
+
+
+@dataclass(frozen=True)
+class PartSource:
+    """Where a part's tensors are, in whose names, and what to call the place."""
+
+    weights: Weights
+    dialect: Dialect
+    label: str
+    files: dict[str, Path]  # for the sums: a name for each file
+
+
 @dataclass
 class Found:
-    """A model in a diffusers folder: its manifest, which weight file each part has, and why we think so."""
+    """A model: its manifest, where each part's tensors are, and why we think so."""
 
-    root: Path
+    path: Path
     manifest: Manifest
-    folders: dict[str, str]  # our part -> the folder's name, as "unet"
-    weights: dict[str, str]  # our part -> the file in that folder (or the shards' index)
+    parts: dict[str, PartSource]
+    tokenizer: Callable[[int], dict[str, bytes]]  # 1 or 2
     why: list[str] = field(default_factory=list)
-    ignored: dict[str, str] = field(default_factory=dict)  # component -> reason
+    ignored: dict[str, str] = field(default_factory=dict)  # component or tensor -> reason
 
 
-def detect(path: Path) -> Found:
+def detect(path: Path, wish: Wish = NO_WISH) -> Found:
     """Look at `path` and say what it is; a UserError in one sentence if it is nothing that can be read."""
     if not path.exists():
         raise UserError(f"There is no file or folder {shown(path)}.")
     if not path.is_dir():
-        found = kind(path)
-        if found == "safetensors":
-            raise UserError(
-                f"{shown(path)} is a single safetensors file, which a later version reads: use the model as a "
-                f"diffusers folder (with model_index.json)."
-            )
-        raise UserError(f"{shown(path)} {LATER[found]}.")
+        from .single import single
+
+        return single(path, wish)
     if member(path, "model_index.json") is None:
         if (path / "config.json").exists():
             raise UserError(
@@ -74,10 +95,10 @@ def detect(path: Path) -> Found:
                 f"folder above it."
             )
         raise UserError(f"{shown(path)} has no model_index.json, so it is not a diffusers folder.")
-    return _diffusers(path)
+    return _diffusers(path, wish)
 
 
-def _diffusers(root: Path) -> Found:
+def _diffusers(root: Path, wish: Wish) -> Found:
     index = read_json(root / "model_index.json")
     if not isinstance(index, dict):
         raise UserError(f"{shown(root / 'model_index.json')} is not an object: the file is damaged.")
@@ -92,6 +113,9 @@ def _diffusers(root: Path) -> Found:
             )
 
     unet = UNetConfig.from_dict(_config(root, "unet"))
+    if wish.heads is not None:
+        unet = dataclasses.replace(unet, heads=(wish.heads,) * unet.levels)
+        why.append(f"{wish.heads} attention heads, as --heads says")
     vae = VaeConfig.from_dict(_config(root, "vae"))
     if unet.in_channels != vae.latent_channels or unet.out_channels != vae.latent_channels:
         raise UserError(
@@ -99,12 +123,17 @@ def _diffusers(root: Path) -> Found:
             f"latents of {vae.latent_channels}: inpainting, depth and edit models come with a later version."
         )
     family = _family(unet, "text_encoder_2" in classes, why)
+    if wish.family not in (None, family):
+        raise UserError(f"{shown(root)} is of the family {family} by its configs, but --family says {wish.family}.")
     texts = {
         PARTS[name][0]: _text(root, name, classes[name], -2 if family == "sdxl" else -1)
         for name in ("text_encoder", "text_encoder_2")
         if name in classes
     }
     schedule, sampler = _schedule(root, family, why)
+    if wish.prediction is not None:
+        schedule = dataclasses.replace(schedule, prediction=wish.prediction)
+        why.append(f"it predicts {wish.prediction}, as --prediction says")
     context = sum(text.hidden_size for text in texts.values())
     for dim in set(unet.cross_attention_dim):
         if dim != context:
@@ -136,14 +165,20 @@ def _diffusers(root: Path) -> Found:
         license=_license(root),
         zeros_for_empty=family == "sdxl" and index.get("force_zeros_for_empty_prompt", True) is True,
     )
-    folders = {PARTS[name][0]: name for name in PARTS if name in classes}
-    weights = {}
-    for part, folder in folders.items():
+    parts = {}
+    for folder in (name for name in PARTS if name in classes):
         listed = sorted(entry.name for entry in (root / folder).iterdir())
-        weights[part], note = choose_weights(folder, listed)
+        file, note = choose_weights(folder, listed)
         if note:
             why.append(note)
-    return Found(root, manifest, folders, weights, why, left_out)
+        weights = open_weights(root, folder, file)
+        files = {f"{folder}/{path.name}": path for path in weights.paths}
+        parts[PARTS[folder][0]] = PartSource(weights, DIFFUSERS, f"{folder}/{file}", files)
+
+    def tokenizer(number: int) -> dict[str, bytes]:
+        return tokenizer_files(root, "tokenizer" if number == 1 else f"tokenizer_{number}")
+
+    return Found(root, manifest, parts, tokenizer, why, left_out)
 
 
 def _components(index: dict[str, Any], root: Path) -> tuple[dict[str, str], dict[str, str]]:

@@ -1,31 +1,37 @@
-"""From the names in a diffusers folder to ours: today's, yesterday's, and what is left out and why.
+"""From other people's names to ours: which tensor each of ours is made from, and what is left out and why.
 
 `plan` decides for every tensor of a part where it goes and how its shape becomes ours, from names and shapes alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlxldm.config import ClipTextConfig
+import numpy as np
+
+from mlxldm.config import ClipTextConfig, VaeConfig
 from mlxldm.errors import UserError
 from mlxldm.parameters import parameters
 from mlxldm.tensors import Tensor, shown
 
+from . import original
+
 # The autoencoder's attention before diffusers 0.17, by the last two parts of a name.
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
-FLOATS = ("F64", "F32", "F16", "BF16")
+# The dtypes weights come in, and what each is read as: double precision is more than any model was trained in, and
+# every float8 number is a float16 number.
+FLOATS = {"F64": "F32", "F32": "F32", "F16": "F16", "BF16": "BF16", "F8_E4M3": "F16", "F8_E5M2": "F16"}
 
 
 @dataclass(frozen=True)
 class Step:
-    """How one of our tensors is made: from which source tensor, and whether its axes move."""
+    """How one of our tensors is made: from which source tensor, and what happens to its axes."""
 
     source: str
-    op: str  # "as it is", "channels last", "1x1 to matrix"
+    op: str  # "as it is", "channels last", "1x1 to matrix", "rows 0/3" (a third of its rows), "transposed"
     tensor: Tensor  # ours
 
 
@@ -42,22 +48,31 @@ class Plan:
         return sum(step.op == op for step in self.steps.values())
 
 
-def our_name(part: str, name: str) -> str:
-    """The canonical name of a diffusers or transformers tensor."""
-    if part in ("text", "text_2"):
-        # CLIPTextModel is saved without the prefix since transformers 5
-        bare = ("embeddings.", "encoder.", "final_layer_norm.")
-        return f"text_model.{name}" if name.startswith(bare) else name
-    if part == "vae":
+# A source tensor and what is done to it before it fits: "", "rows 0/3" or "transposed".
+From = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """Somebody's names: where one of our tensors may come from, and which tensors need no place."""
+
+    candidates: Callable[[str, Any], Sequence[From]]  # our name, the part's config
+    ignored: Callable[[str, Any], str | None]  # their name, the part's config: the reason, or None
+
+
+def _diffusers(name: str, config: Any) -> list[From]:
+    found = [name]
+    if isinstance(config, ClipTextConfig) and name.startswith("text_model."):
+        found.append(name.removeprefix("text_model."))  # CLIPTextModel is saved without the prefix since transformers 5
+    if isinstance(config, VaeConfig) and ".attentions." in name:
         head, _, last = name.rpartition(".")
-        head, _, module = head.rpartition(".")
-        if module in OLD_ATTENTION and ".attentions." in f".{head}.":
-            return f"{head}.{OLD_ATTENTION[module]}.{last}"
-    return name
+        for old, new in OLD_ATTENTION.items():
+            if head.endswith(f".{new}"):
+                found.append(f"{head.removesuffix(new)}{old}.{last}")
+    return [(theirs, "") for theirs in found]
 
 
-def ignored(part: str, name: str, config: Any) -> str | None:
-    """Why a tensor is left out, or None if it must have a place."""
+def _diffusers_ignored(name: str, config: Any) -> str | None:
     if name.endswith(".position_ids") or name == "position_ids":
         return "positions are 0, 1, 2, ... always"
     if isinstance(config, ClipTextConfig) and config.projection_dim is None and name == "text_projection.weight":
@@ -65,53 +80,84 @@ def ignored(part: str, name: str, config: Any) -> str | None:
     return None
 
 
-def plan(part: str, config: Any, source: Mapping[str, Tensor], where: str) -> Plan:
+def _original_ignored(name: str, config: Any) -> str | None:
+    if isinstance(config, ClipTextConfig):
+        if name.endswith("position_ids"):
+            return "positions are 0, 1, 2, ... always"
+        if name in ("logit_scale", "attn_mask", "transformer.text_model.embeddings.position_ids"):
+            return "is for comparing texts with pictures"
+        if config.projection_dim is None and name in ("text_projection", "text_projection.weight"):
+            return "this pipeline does not read the projected text"
+        if name.startswith(f"transformer.resblocks.{config.num_hidden_layers}."):
+            return "the last layer: the model reads the last but one"
+    if isinstance(config, VaeConfig) and name.startswith("loss."):
+        return "was needed in training only"
+    return None
+
+
+DIFFUSERS = Dialect(_diffusers, _diffusers_ignored)
+UNET = Dialect(lambda name, config: [original.unet_name(name, config)], _original_ignored)
+VAE = Dialect(lambda name, config: [original.vae_name(name, config)], _original_ignored)
+OPENCLIP = Dialect(lambda name, config: [original.openclip_name(name, config)], _original_ignored)
+# single files keep transformers' names; very old merges lost the `text_model.`
+CLIP = Dialect(_diffusers, _original_ignored)
+
+
+def plan(part: str, config: Any, source: Mapping[str, Tensor], where: str, dialect: Dialect = DIFFUSERS) -> Plan:
     """Where every tensor of `source` goes. `where` names the source in messages.
 
     Raises UserError naming the first five tensors that are missing, have no place, or have the wrong shape.
     """
     wanted = parameters(config)
     result = Plan()
-    extra: list[str] = []
+    missing: list[str] = []
     wrong: list[str] = []
-    misshapen: set[str] = set()
-    for name, tensor in source.items():
-        reason = ignored(part, name, config)
-        if reason is not None:
-            result.ignored[name] = reason
+    used: set[str] = set()
+    for ours, shape in wanted.items():
+        candidates = dialect.candidates(ours, config)
+        there = [found for found in candidates if found[0] in source]
+        if not there:
+            missing.append(candidates[0][0])
             continue
-        ours = our_name(part, name)
-        if ours not in wanted:
-            extra.append(name)
-            continue
-        if ours in result.steps:
+        if len(there) > 1:
             raise UserError(
-                f"{where} has both {shown(result.steps[ours].source)} and {shown(name)} for {ours}: which one is meant?"
+                f"{where} has both {shown(there[0][0])} and {shown(there[1][0])} for {ours}: which one is meant?"
             )
-        op = _op(tensor.shape, wanted[ours])
+        name, cut = there[0]
+        used.add(name)
+        tensor = source[name]
+        op = _op(tensor.shape, shape, cut)
         if op is None:
-            misshapen.add(ours)
-            wrong.append(f"{shown(name)} is {list(tensor.shape)}, expected {_theirs(wanted[ours])}")
+            wrong.append(f"{shown(name)} is {list(tensor.shape)}, expected {_theirs(shape, cut)}")
             continue
         if tensor.dtype not in FLOATS:
             raise UserError(f"{where} has {shown(name)} as {tensor.dtype}, but floating-point weights were expected.")
-        dtype = "F32" if tensor.dtype == "F64" else tensor.dtype
-        result.steps[ours] = Step(name, op, Tensor(dtype, wanted[ours]))
+        result.steps[ours] = Step(name, op, Tensor(FLOATS[tensor.dtype], shape))
         result.renamed += ours != name
-    missing = [name for name in wanted if name not in result.steps and name not in misshapen]
+    extra = []
+    for name in source:
+        if name not in used:
+            reason = dialect.ignored(name, config)
+            if reason is None:
+                extra.append(name)
+            else:
+                result.ignored[name] = reason
     if missing:
-        raise UserError(f"{where} lacks {len(missing)} of {len(wanted)} tensors: {_first(missing)}.")
+        raise UserError(f"{where} lacks {len(missing)} of the {part}'s {len(wanted)} tensors: {_first(missing)}.")
     if extra:
         raise UserError(
             f"{where} has {len(extra)} tensors that have no place in the part its config describes: {_first(extra)}."
         )
     if wrong:
         raise UserError(f"{where}: {len(wrong)} tensors are not of the shape the config says: {_first(wrong, '; ')}.")
-    result.steps = {name: result.steps[name] for name in wanted}
     return result
 
 
-def _op(theirs: tuple[int, ...], ours: tuple[int, ...]) -> str | None:
+def _op(theirs: tuple[int, ...], ours: tuple[int, ...], cut: str = "") -> str | None:
+    if cut == "transposed":
+        return cut if theirs == ours[::-1] else None
+    if cut:
+        return cut if theirs == (3 * ours[0], *ours[1:]) else None
     if len(ours) == 4:
         if len(theirs) == 4 and (theirs[0], theirs[2], theirs[3], theirs[1]) == ours:
             return "channels last"
@@ -123,8 +169,48 @@ def _op(theirs: tuple[int, ...], ours: tuple[int, ...]) -> str | None:
     return None
 
 
-def _theirs(ours: tuple[int, ...]) -> list[int]:
+def apply(op: str, array: np.ndarray) -> np.ndarray:
+    """A source tensor as ours, with the same bits; the caller gives it our shape."""
+    if op == "channels last":
+        return np.ascontiguousarray(array.transpose(0, 2, 3, 1))
+    if op == "transposed":
+        return np.ascontiguousarray(array.T)
+    if op.startswith("rows "):
+        which, of = (int(number) for number in op.removeprefix("rows ").split("/"))
+        rows = len(array) // of
+        return np.ascontiguousarray(array[which * rows : (which + 1) * rows])
+    return array
+
+
+def as_plain(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Stored bits as those of the dtype that `FLOATS` reads them as; exact but for double precision."""
+    if dtype == "F64":
+        return array.astype(np.float32)
+    if dtype in FLOAT8:
+        return FLOAT8[dtype][array]
+    return array
+
+
+def _float8(exponent_bits: int) -> np.ndarray:
+    """All 256 values as float16: E5M2 is float16's upper byte; E4M3 has no infinities (Micikevicius et al. 2022)."""
+    codes = np.arange(256, dtype=np.uint16)
+    if exponent_bits == 5:
+        return (codes << 8).view(np.float16)
+    exponent, fraction = (codes >> 3) & 15, (codes & 7).astype(np.float64)
+    values = np.where(exponent == 0, fraction * 2.0**-9, (1 + fraction / 8) * 2.0 ** (exponent.astype(np.float64) - 7))
+    values = np.where((codes & 127) == 127, np.nan, values)
+    return np.where(codes & 128, -values, values).astype(np.float16)
+
+
+FLOAT8 = {"F8_E4M3": _float8(4), "F8_E5M2": _float8(5)}
+
+
+def _theirs(ours: tuple[int, ...], cut: str = "") -> list[int]:
     """Our shape as the source would have it, for messages."""
+    if cut == "transposed":
+        return list(ours[::-1])
+    if cut:
+        return [3 * ours[0], *ours[1:]]
     return [ours[0], ours[3], ours[1], ours[2]] if len(ours) == 4 else list(ours)
 
 

@@ -1,6 +1,6 @@
 """A checkpoint presented as a model folder that nobody wrote: the manifest and all shapes at once, tensors when asked.
 
-So `--model some/diffusers/folder` runs in place, and writing a folder is this view streamed to disk.
+So `--model some.safetensors` runs in place, and writing a folder is this view streamed to disk.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ from typing import Any
 import numpy as np
 
 from mlxldm.errors import UserError
-from mlxldm.folder import Folder, Manifest, open_folder, tokenizer_files
+from mlxldm.folder import Folder, Manifest, open_folder
 from mlxldm.tensors import Tensor, from_bfloat16, shown
 
-from .detect import Found, detect
-from .names import Plan, Step, plan
-from .read import Weights, open_weights
+from .detect import NO_WISH, Found, Wish, detect
+from .names import Plan, Step, apply, as_plain, plan
 
 
-def view(path: str | os.PathLike[str]) -> Folder:
-    """The model at `path` as a model folder: a diffusers folder, a hub snapshot, or a folder written by us.
+def view(path: str | os.PathLike[str], wish: Wish = NO_WISH) -> Folder:
+    """The model at `path` as a model folder: a single file, a diffusers folder, a hub snapshot, or a folder of ours.
 
     Raises UserError, in one sentence, for anything that is not a whole model of a known family.
     """
@@ -32,23 +31,22 @@ def view(path: str | os.PathLike[str]) -> Folder:
     try:
         if path.is_dir() and (path / "model.json").exists():
             return open_folder(path)
-        return View(detect(path))
+        return View(detect(path, wish))
     except OSError as error:
         raise UserError(f"{shown(error.filename or path)} cannot be read: {error.strerror or error}.") from error
 
 
 class View:
-    """A diffusers folder seen as a `Folder`. `found` and `plans` say what was decided."""
+    """A checkpoint seen as a `Folder`. `found` and `plans` say what was decided."""
 
     def __init__(self, found: Found) -> None:
         self.found = found
         self.manifest: Manifest = found.manifest
         self.plans: dict[str, Plan] = {}
-        self._weights: dict[str, Weights] = {}
         for part, config in self.manifest.parts.items():
-            folder, name = found.folders[part], found.weights[part]
-            weights = self._weights[part] = open_weights(found.root, folder, name)
-            self.plans[part] = plan(part, config, weights.tensors, shown(found.root / folder / name))
+            source = found.parts[part]
+            where = shown(found.path / source.label if found.path.is_dir() else found.path)
+            self.plans[part] = plan(part, config, source.weights.tensors, where, source.dialect)
 
     def names(self, part: str) -> dict[str, Tensor]:
         """Every tensor of a part with its stored dtype and its shape in our layout."""
@@ -57,11 +55,9 @@ class View:
     def raw(self, part: str, name: str) -> np.ndarray:
         """One tensor in our layout with its stored bits; bfloat16 as uint16."""
         step: Step = self.plans[part].steps[name]
-        array = self._weights[part].raw(step.source)
-        if step.op == "channels last":
-            array = np.ascontiguousarray(array.transpose(0, 2, 3, 1))
-        array = array.reshape(step.tensor.shape)
-        return array.astype(np.float32) if array.dtype == np.float64 else array
+        weights = self.found.parts[part].weights
+        array = apply(step.op, weights.raw(step.source)).reshape(step.tensor.shape)
+        return as_plain(array, weights.tensors[step.source].dtype)
 
     def read(self, part: str, name: str) -> np.ndarray:
         """One tensor, in our layout. bfloat16 comes as float32; float16 stays float16."""
@@ -70,7 +66,7 @@ class View:
 
     def tokenizer_files(self, number: int = 1) -> dict[str, bytes]:
         """The tokenizer's files, by name."""
-        return tokenizer_files(self.found.root, "tokenizer" if number == 1 else f"tokenizer_{number}")
+        return self.found.tokenizer(number)
 
     def nbytes(self, part: str) -> int:
         """How many bytes the part's tensors take as stored."""
@@ -81,12 +77,13 @@ class View:
 
         In a hub cache the file is a link to a blob whose name is the sum already.
         """
-        sums = {}
-        for part, weights in self._weights.items():
-            for path in weights.paths:
+        sums: dict[str, str] = {}
+        for source in self.found.parts.values():
+            for name, path in source.files.items():
                 blob = path.resolve().name
                 known = path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob)
-                sums[f"{self.found.folders[part]}/{path.name}"] = blob if known else _sha256(path, progress)
+                if name not in sums:
+                    sums[name] = blob if known else _sha256(path, progress)
         return sums
 
     def report(self) -> dict[str, Any]:
@@ -95,17 +92,18 @@ class View:
         for part, steps in self.plans.items():
             dtypes = sorted({step.tensor.dtype for step in steps.steps.values()})
             parts[part] = {
-                "file": f"{self.found.folders[part]}/{self.found.weights[part]}",
+                "file": self.found.parts[part].label,
                 "tensors": len(steps.steps),
                 "dtypes": dtypes,
                 "bytes": self.nbytes(part),
                 "renamed": steps.renamed,
                 "channels_last": steps.count("channels last"),
                 "matrices": steps.count("1x1 to matrix"),
+                "split": sum(step.op.startswith("rows") for step in steps.steps.values()),
                 "ignored": dict(steps.ignored),
             }
         return {
-            "source": str(self.found.root),
+            "source": str(self.found.path),
             "kind": self.manifest.source["kind"],
             "name": self.manifest.name,
             "family": self.manifest.family,

@@ -30,12 +30,14 @@ MAX_TENSORS = 100_000
 MAX_NUMBER = 1 << 48
 MAX_DIMS = 8
 
-# safetensors' dtype names, their NumPy form; bfloat16 has none and is read as uint16
+# safetensors' dtype names, their NumPy form; bfloat16 and float8 have none and are read as uint16 and uint8
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": np.dtype("<u2"),
+    "F8_E4M3": np.dtype("u1"),
+    "F8_E5M2": np.dtype("u1"),
     "I64": np.dtype("<i8"),
     "I32": np.dtype("<i4"),
     "I16": np.dtype("<i2"),

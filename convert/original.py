@@ -1,0 +1,275 @@
+"""The names and shapes of the original code (CompVis latent-diffusion, Stability's generative-models): read and mapped.
+
+A single-file checkpoint says nothing about its structure but names and shapes. `unet`, `vae` and `clip` read a part's
+config from them; `unet_name`, `vae_name`, `clip_name` and `openclip_name` give, for each of our tensors, the tensor it
+is made from and how. The tables go from our names to theirs, never back: ours are known from the config, and a key that
+no name leads to is then a key without a place.
+
+Sources: https://github.com/CompVis/latent-diffusion (ldm/modules/diffusionmodules), checked against diffusers'
+`from_single_file` in the tests.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mlxldm.config import ClipTextConfig, UNetConfig, VaeConfig
+from mlxldm.errors import UserError
+from mlxldm.tensors import Tensor
+
+Shapes = Mapping[str, Tensor]
+# A source tensor and what is done to it: "" (fitted to our shape), "rows 1/3" (the second third of its rows),
+# "transposed".
+From = tuple[str, str]
+
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+UNET = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+    "mid_block.resnets.0": "middle_block.0",
+    "mid_block.attentions.0": "middle_block.1",
+    "mid_block.resnets.1": "middle_block.2",
+    "class_embedding": "label_emb",
+}
+VAE_RESNET = {"conv_shortcut": "nin_shortcut"}
+VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+OPENCLIP = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "self_attn.out_proj": "attn.out_proj",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+
+
+def _rest(rest: str, table: Mapping[str, str]) -> str:
+    """A module's inner name by a table of modules; what is not in it is called the same by both."""
+    module, _, last = rest.rpartition(".")
+    return f"{table.get(module, module)}.{last}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The U-Net
+
+
+def unet_name(name: str, config: UNetConfig) -> From:
+    """The original's tensor for one of our U-Net's (without `model.diffusion_model.`)."""
+    n = config.layers_per_block[0]
+    for ours, theirs in UNET.items():
+        if name.startswith(f"{ours}."):
+            rest = name[len(ours) + 1 :]
+            return f"{theirs}.{_rest(rest, RESNET) if '.resnets.' in f'{ours}.' else rest}", ""
+    match = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", name)
+    assert match, name
+    way, b, what, j, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
+    if way == "down":
+        block = f"input_blocks.{1 + b * (n + 1) + j}"
+        if what == "downsamplers":
+            return f"input_blocks.{(b + 1) * (n + 1)}.0.op.{rest.removeprefix('conv.')}", ""
+    else:
+        block = f"output_blocks.{b * (n + 1) + j}"
+        if what == "upsamplers":
+            place = 2 if config.up_block_types[b] == "CrossAttnUpBlock2D" else 1
+            return f"output_blocks.{b * (n + 1) + n}.{place}.{rest}", ""
+    if what == "resnets":
+        return f"{block}.0.{_rest(rest, RESNET)}", ""
+    return f"{block}.1.{rest}", ""
+
+
+def unet(shapes: Shapes, heads: int | None, head_size: int | None) -> dict[str, Any]:
+    """The config, with diffusers' keys, of the U-Net with these tensors.
+
+    Heads cannot be seen in shapes: `heads` is their number at every level, or `head_size` their size. Raises UserError
+    where the tensors are not those of a U-Net of this kind.
+    """
+
+    def width(name: str, axis: int = 0) -> int:
+        tensor = shapes.get(name)
+        if tensor is None or len(tensor.shape) <= axis:
+            raise UserError(f"The U-Net has no usable {name}: this is not a U-Net of the original code.")
+        return tensor.shape[axis]
+
+    def depth(block: str) -> int:
+        found = {key.split(".transformer_blocks.")[1].split(".")[0] for key in shapes
+                 if key.startswith(f"{block}.1.transformer_blocks.")}  # fmt: skip
+        return len(found)
+
+    blocks = 1 + max((int(key.split(".")[1]) for key in shapes if re.match(r"input_blocks\.\d+\.", key)), default=0)
+    widths: list[int] = []
+    depths: list[int] = []
+    layers = [0]
+    for i in range(1, blocks):
+        if f"input_blocks.{i}.0.op.weight" in shapes:
+            layers.append(0)
+            continue
+        layers[-1] += 1
+        if layers[-1] == 1:
+            widths.append(width(f"input_blocks.{i}.0.in_layers.2.weight"))
+            depths.append(depth(f"input_blocks.{i}"))
+    if 0 in layers or len(layers) != len(widths):
+        raise UserError("The U-Net's input blocks do not form levels: this is not a U-Net of the original code.")
+    contexts = {tensor.shape[1] for key, tensor in shapes.items()
+                if key.endswith("attn2.to_k.weight") and len(tensor.shape) == 2}  # fmt: skip
+    if len(contexts) != 1:
+        raise UserError(f"The U-Net reads text of {len(contexts)} widths; one was expected.")
+    attends = [depth > 0 for depth in depths]
+    linear = next(len(tensor.shape) == 2 for key, tensor in shapes.items() if key.endswith(".proj_in.weight"))
+    config: dict[str, Any] = {
+        "in_channels": width("input_blocks.0.0.weight", 1),
+        "out_channels": width("out.2.weight"),
+        "block_out_channels": widths,
+        "layers_per_block": layers,
+        "down_block_types": ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends],
+        "up_block_types": ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)],
+        # diffusers' middle block is as deep as the last level says, even where that level itself does not attend
+        "transformer_layers_per_block": [*(max(d, 1) for d in depths[:-1]), max(depth("middle_block"), 1)],
+        "cross_attention_dim": contexts.pop(),
+        "heads": [heads or max(1, w // (head_size or 64)) for w in widths],
+        "use_linear_projection": linear,
+    }
+    if "label_emb.0.0.weight" in shapes:
+        config |= {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": width("label_emb.0.0.weight", 1),
+        }
+    return config
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The autoencoder
+
+
+def vae_name(name: str, config: VaeConfig) -> From:
+    """The original's tensor for one of our autoencoder's (without `first_stage_model.`)."""
+    last = len(config.block_out_channels) - 1
+    match = re.fullmatch(r"(encoder|decoder)\.mid_block\.(resnets|attentions)\.(\d)\.(.+)", name)
+    if match:
+        side, what, j, rest = match.groups()
+        if what == "attentions":
+            return f"{side}.mid.attn_1.{_rest(rest, VAE_ATTENTION)}", ""
+        return f"{side}.mid.block_{int(j) + 1}.{_rest(rest, VAE_RESNET)}", ""
+    match = re.fullmatch(r"(?:encoder\.(down)|decoder\.(up))_blocks\.(\d+)\.(resnets|\w+samplers)\.(\d+)\.(.+)", name)
+    if match:
+        down, up, b, what, j, rest = match.groups()
+        block = f"encoder.down.{b}" if down else f"decoder.up.{last - int(b)}"
+        if what == "resnets":
+            return f"{block}.block.{j}.{_rest(rest, VAE_RESNET)}", ""
+        return f"{block}.{'downsample' if down else 'upsample'}.{rest}", ""
+    return name.replace(".conv_norm_out.", ".norm_out."), ""
+
+
+def vae(shapes: Shapes) -> dict[str, Any]:
+    """The config, with diffusers' keys, of the autoencoder with these tensors."""
+    levels = 1 + max((int(key.split(".")[2]) for key in shapes if re.match(r"encoder\.down\.\d+\.", key)), default=-1)
+    needed = ["encoder.conv_in.weight", "encoder.conv_out.weight", "decoder.conv_out.weight", "decoder.conv_in.weight"]
+    needed += [f"encoder.down.{i}.block.0.conv1.weight" for i in range(levels)]
+    absent = [key for key in needed if key not in shapes or len(shapes[key].shape) != 4]
+    if absent or not levels:
+        raise UserError(f"The autoencoder has no usable {(absent or needed)[0]}: this is not one of the original code.")
+    return {
+        "in_channels": shapes["encoder.conv_in.weight"].shape[1],
+        "out_channels": shapes["decoder.conv_out.weight"].shape[0],
+        "block_out_channels": [shapes[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(levels)],
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "layers_per_block": len({key.split(".")[4] for key in shapes if key.startswith("encoder.down.0.block.")}),
+        "latent_channels": shapes["decoder.conv_in.weight"].shape[1],
+        "use_quant_conv": "quant_conv.weight" in shapes,
+        "use_post_quant_conv": "post_quant_conv.weight" in shapes,
+        "mid_block_add_attention": "encoder.mid.attn_1.q.weight" in shapes,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The text encoders
+
+
+def openclip_name(name: str, config: ClipTextConfig) -> From:
+    """OpenCLIP's tensor for one of our text encoder's; its query, key and value are one matrix."""
+    if name == "text_projection.weight":
+        return "text_projection", "transposed"
+    inner = name.removeprefix("text_model.")
+    fixed = {
+        "embeddings.token_embedding.weight": "token_embedding.weight",
+        "embeddings.position_embedding.weight": "positional_embedding",
+    }
+    if inner in fixed:
+        return fixed[inner], ""
+    if inner.startswith("final_layer_norm."):
+        return inner.replace("final_layer_norm", "ln_final"), ""
+    match = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", inner)
+    assert match, name
+    i, module, last = match.groups()
+    block = f"transformer.resblocks.{i}"
+    if module in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"):
+        return f"{block}.attn.in_proj_{last}", f"rows {'qkv'.index(module[10])}/3"
+    return f"{block}.{OPENCLIP[module]}.{last}", ""
+
+
+def openclip(shapes: Shapes, skip: int, last: bool) -> dict[str, Any]:
+    """The config of the OpenCLIP text tower with these tensors.
+
+    `skip` is the hidden state that conditions the U-Net; where it is the last but one and the last layer is not needed
+    for a pooled text (`last` False), that layer is left out as diffusers leaves it out, with the final norm kept.
+    """
+    layers = _count(shapes, r"transformer\.resblocks\.(\d+)\.ln_1\.weight")
+    table, places = shapes.get("token_embedding.weight"), shapes.get("positional_embedding")
+    wide = shapes.get("transformer.resblocks.0.mlp.c_fc.weight")
+    if not layers or table is None or places is None or wide is None or len(table.shape) != 2:
+        raise UserError("The text encoder lacks its embeddings or layers: this is not an OpenCLIP text encoder.")
+    projection = shapes.get("text_projection")
+    return {
+        "vocab_size": table.shape[0],
+        "hidden_size": table.shape[1],
+        "intermediate_size": wide.shape[0],
+        "num_hidden_layers": layers if last else layers - 1,
+        "num_attention_heads": max(1, table.shape[1] // 64),
+        "max_position_embeddings": places.shape[0],
+        "hidden_act": "gelu",
+        "projection_dim": projection.shape[1] if last and projection is not None else None,
+        "skip": skip,
+    }
+
+
+def clip_name(name: str, config: ClipTextConfig) -> From:
+    """Transformers' own names, which single files keep."""
+    return name, ""
+
+
+def clip(shapes: Shapes, skip: int) -> dict[str, Any]:
+    """The config of OpenAI's CLIP text encoder with these tensors (transformers' names, with `text_model.`)."""
+    layers = _count(shapes, r"text_model\.encoder\.layers\.(\d+)\.layer_norm1\.weight")
+    table = shapes.get("text_model.embeddings.token_embedding.weight")
+    places = shapes.get("text_model.embeddings.position_embedding.weight")
+    wide = shapes.get("text_model.encoder.layers.0.mlp.fc1.weight")
+    if not layers or table is None or places is None or wide is None or len(table.shape) != 2:
+        raise UserError("The text encoder lacks its embeddings or layers: this is not a CLIP text encoder.")
+    return {
+        "vocab_size": table.shape[0],
+        "hidden_size": table.shape[1],
+        "intermediate_size": wide.shape[0],
+        "num_hidden_layers": layers,
+        "num_attention_heads": max(1, table.shape[1] // 64),
+        "max_position_embeddings": places.shape[0],
+        "hidden_act": "quick_gelu",
+        "skip": skip,
+    }
+
+
+def _count(shapes: Shapes, pattern: str) -> int:
+    return sum(re.fullmatch(pattern, key) is not None for key in shapes)

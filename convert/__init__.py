@@ -1,6 +1,6 @@
-"""Other programs' checkpoints, seen as model folders of mlxldm (`view`), and written as such (`write`)."""
+"""Other programs' checkpoints, seen as model folders of mlxldm (`view`, `look`), and written as such (`write`)."""
 
-from .view import view
+from .view import look, view
 from .write import write
 
-__all__ = ["view", "write"]
+__all__ = ["look", "view", "write"]

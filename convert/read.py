@@ -34,8 +34,8 @@ class Source(Protocol):
     """An open checkpoint file. Its names are whatever its writer chose."""
 
     path: Path
-    metadata: Mapping[str, str]
-    tensors: Mapping[str, Tensor]
+    metadata: dict[str, str]
+    tensors: dict[str, Tensor]
 
     def raw(self, name: str) -> np.ndarray:
         """One tensor with its stored bits; bfloat16 as uint16, float8 as uint8."""

@@ -36,6 +36,27 @@ def view(path: str | os.PathLike[str], wish: Wish = NO_WISH) -> Folder:
         raise UserError(f"{shown(error.filename or path)} cannot be read: {error.strerror or error}.") from error
 
 
+def look(path: Path) -> dict[str, Any]:
+    """What `path` is, from its headers alone: kind, family, prediction, dtypes, bytes and state, for a list of models.
+
+    `state` is "ready", or "no" with `why` in a sentence for what cannot be run.
+    """
+    nothing = {"kind": None, "family": None, "prediction": None, "dtypes": None, "bytes": None}
+    try:
+        folder = view(path)
+        kinds = {tensor.dtype for part in folder.manifest.parts for tensor in folder.names(part).values()}
+        return {
+            "kind": folder.manifest.source.get("kind"),
+            "family": folder.manifest.family,
+            "prediction": folder.manifest.schedule.prediction,
+            "dtypes": " ".join(sorted(kinds)),
+            "bytes": sum(folder.nbytes(part) for part in folder.manifest.parts),
+            "state": "ready",
+        }
+    except UserError as error:
+        return {**nothing, "state": "no", "why": str(error)}
+
+
 class View:
     """A checkpoint seen as a `Folder`. `found` and `plans` say what was decided."""
 

@@ -87,7 +87,15 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
     )
     pull = command("pull", _pull, "download a model from the Hugging Face hub and remember it")
     pull.add_argument("id", metavar="HUB-ID", help="owner/name, as the hub has it")
-    models = command("models", _models, "list the models this machine has")
+    models = command(
+        "models",
+        _models,
+        "list the models this machine has",
+        epilog="mlxldm models add FOLDER: every checkpoint in it is a model from now on, where it is.  "
+        "mlxldm models forget NAME|FOLDER: it is listed no more; the files stay.",
+    )
+    models.add_argument("action", nargs="?", choices=["add", "forget"])
+    models.add_argument("what", nargs="?", metavar="FOLDER|NAME")
     show = command("show", _show, "say what is in a model, or which job made a picture")
     show.add_argument("what", metavar="MODEL|PNG|JSON", nargs="?", help="default: the embedded model")
     backends = command("backends", _backends, "list the backends and devices, and which one would be used")
@@ -292,15 +300,33 @@ def _pull(args: argparse.Namespace) -> int:
 
 
 def _models(args: argparse.Namespace) -> int:
+    from mlxldm_convert import look
+
     from . import store
 
+    if args.action and args.what is None:
+        raise UserError(f"mlxldm models {args.action}: {'a folder' if args.action == 'add' else 'a name'} is missing.")
+    if args.action == "forget":
+        store.forget(args.what)
+        say(f"{args.what} is listed no more; its files stay where they are")
+        return 0
     rows = store.models()
+    if args.action == "add":
+        added = str(store.add_folder(args.what))
+        rows = [row for row in store.scan(look) if row["path"].startswith(added)]
+        say(f"{added}: {len(rows)} checkpoints")
+    else:
+        rows += store.scan(look)
     if args.json:
         _print_json({"models": rows})
         return 0
     for row in rows:
         row["size"] = size(row["bytes"]) if row["bytes"] else ""
-    _table([[str(row[key] or "") for key in ("name", "family", "size", "state", "path")] for row in rows])
+    columns = ("name", "family", "prediction", "dtypes", "size", "state", "path")
+    _table([[str(row.get(key) or "") for key in columns] for row in rows])
+    for row in rows:
+        if row.get("why"):
+            say(row["why"])
     return 0
 
 

@@ -1,13 +1,15 @@
 """Where models live on this machine, and how a name becomes one.
 
 A name is, in this order: the embedded model ("scenes", or none given), a path, a model in the user's models folder, a
-model registered there from elsewhere, or a hub id that is in the hub's cache already. Each registered model is a small
-file of its own, `NAME.json` with the path, made in one step: two programs registering at once lose nothing. A disk that
-is not there now is a state, not an error.
+model registered there from elsewhere, a hub id that is in the hub's cache already, or a checkpoint in one of the
+folders that were added. Each registered model and each added folder is a small file of its own, made in one step: two
+programs registering at once lose nothing. A disk that is not there now is a state, not an error.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import re
@@ -24,6 +26,11 @@ EMBEDDED = "scenes"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 
 Present = Callable[[Path], Folder]
+# What the converter sees in a checkpoint from its header: family, prediction, dtypes, bytes, kind, or what is wrong.
+Look = Callable[[Path], dict[str, Any]]
+
+CHECKPOINTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
+DEPTH = 6  # folders below an added one
 
 
 def home() -> Path:
@@ -85,6 +92,15 @@ def locate(name: str) -> Path:
             snapshot = cached(name)
             if snapshot is not None:
                 return snapshot
+        inside = [path for folder in folders() if _exists(folder) for path in _checkpoints(folder)
+                  if name in (path.name, path.stem if path.is_file() else path.name)]  # fmt: skip
+        if len(inside) > 1:
+            raise UserError(
+                f"'{name}' is the name of {len(inside)} checkpoints ({', '.join(shown(path) for path in inside[:3])}): "
+                f"give the path of one."
+            )
+        if inside:
+            return inside[0]
     if _exists(path):
         return path
     known = [EMBEDDED, *(row["name"] for row in models())]
@@ -115,31 +131,116 @@ def register(name: str, path: str | os.PathLike[str], *, force: bool = False) ->
             return
         raise UserError(f"The name '{name}' is taken by the model at {shown(taken)}: choose another name.")
     entry = folder / _entry(name)
-    content = json.dumps({"name": name, "path": str(target)}, ensure_ascii=False) + "\n"
+    if not _write_json(entry, {"name": name, "path": str(target)}, replace=force):
+        before = _registered(name)
+        if before is None or before.resolve() != target.resolve():
+            raise UserError(
+                f"The name '{name}' is taken by the model at {shown(before)}: choose another name, or "
+                f"remove {shown(entry)} (the model itself stays)."
+            )
+
+
+def _write_json(entry: Path, values: dict[str, Any], replace: bool = True) -> bool:
+    """Write a small file in one step; False if it exists and must not be replaced."""
+    content = json.dumps(values, ensure_ascii=False) + "\n"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{entry.name}.{os.getpid()}-{secrets.token_hex(4)}"
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        temporary = entry.parent / f".{entry.name}.{os.getpid()}-{secrets.token_hex(4)}"
         temporary.write_text(content, encoding="utf-8")
         try:
-            if force:
+            if replace:
                 os.replace(temporary, entry)
             else:
                 os.link(temporary, entry)  # fails if it exists, unlike a rename
         except FileExistsError:
-            before = _registered(name)
-            if before is None or before.resolve() != target.resolve():
-                raise UserError(
-                    f"The name '{name}' is taken by the model at {shown(before)}: choose another name, or "
-                    f"remove {shown(entry)} (the model itself stays)."
-                ) from None
+            return False
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"{shown(folder)} cannot be written: {error.strerror or error}.") from error
+        raise UserError(f"{shown(entry.parent)} cannot be written: {error.strerror or error}.") from error
+    return True
+
+
+def add_folder(path: str | os.PathLike[str]) -> Path:
+    """Remember a folder whose checkpoints are models from now on, where they are. Returns its whole path."""
+    target = Path(os.path.abspath(os.path.expanduser(path)))
+    if not target.is_dir():
+        raise UserError(f"There is no folder {shown(target)}.")
+    digest = hashlib.sha256(os.fsencode(target)).hexdigest()[:16]
+    _write_json(home() / ".folders" / f"{digest}.json", {"path": str(target)})
+    return target
+
+
+def folders() -> list[Path]:
+    """The added folders, sorted; those that are not there now among them."""
+    found = []
+    for entry in sorted((home() / ".folders").glob("*.json")):
+        path = _path_in(entry)
+        if path is not None:
+            found.append(path)
+    return sorted(found)
+
+
+def scan(look: Look) -> list[dict[str, Any]]:
+    """Every checkpoint in the added folders: name, state, path, bytes and what `look` says of it.
+
+    `look` reads headers only, and is asked again only for a file whose size or time changed since.
+    """
+    memory = home() / ".seen.json"
+    try:
+        seen = read_json(memory)
+    except UserError:
+        seen = {}
+    seen = seen if isinstance(seen, dict) else {}
+    fresh: dict[str, Any] = {}
+    rows = []
+    for folder in folders():
+        if not _exists(folder):
+            rows.append({"name": folder.name, "family": None, "state": "not there", "path": str(folder), "bytes": None})
+            continue
+        for path in _checkpoints(folder):
+            mark = _mark(path)
+            known = seen.get(str(path))
+            if not isinstance(known, dict) or known.get("mark") != mark:
+                known = {"mark": mark, "says": look(path)}
+            fresh[str(path)] = known
+            rows.append({"name": path.stem if path.is_file() else path.name, "path": str(path), **known["says"]})
+    if fresh != seen:
+        with contextlib.suppress(UserError):  # a cache that cannot be kept costs time, no more
+            _write_json(memory, fresh)
+    return rows
+
+
+def _checkpoints(folder: Path) -> Iterator[Path]:
+    """Model folders, and files that end like checkpoints, below `folder`; links are not followed."""
+    base = len(folder.parts)
+    for root, inner, files in os.walk(folder):
+        here = Path(root)
+        if "model.json" in files or "model_index.json" in files:
+            inner.clear()
+            yield here
+            continue
+        inner[:] = sorted(name for name in inner if not name.startswith(".")) if len(here.parts) - base < DEPTH else []
+        for name in sorted(files):
+            if name.lower().endswith(CHECKPOINTS) and not name.startswith("."):
+                yield here / name
+
+
+def _mark(path: Path) -> list[int]:
+    """Size and time of a file; of a folder, those of all the files in it together."""
+    if path.is_file():
+        about = path.stat()
+        return [about.st_size, about.st_mtime_ns]
+    stats = [entry.stat() for entry in path.rglob("*") if entry.is_file()]
+    return [sum(about.st_size for about in stats), max((about.st_mtime_ns for about in stats), default=0)]
 
 
 def forget(name: str) -> None:
-    """Drop a registered name; the model itself stays where it is."""
+    """Drop a registered name, or an added folder; the models themselves stay where they are."""
+    for entry in (home() / ".folders").glob("*.json"):
+        if _path_in(entry) == Path(os.path.abspath(os.path.expanduser(name))):
+            entry.unlink()
+            return
     if not NAME.fullmatch(name) or not (home() / _entry(name)).exists():
         raise UserError(f"No model '{shown(name)}' is registered.{nearest(name, [row['name'] for row in models()])}")
     (home() / _entry(name)).unlink()
@@ -200,7 +301,10 @@ def _entry(name: str) -> str:
 
 def _registered(name: str) -> Path | None:
     """Where a registered name points, or None; a damaged entry counts as none."""
-    entry = home() / _entry(name)
+    return _path_in(home() / _entry(name))
+
+
+def _path_in(entry: Path) -> Path | None:
     if not entry.is_file():
         return None
     try:

@@ -177,3 +177,37 @@ def test_the_converter_says_what_the_file_is_and_writes_it(states, tmp_path, cap
     said = capsys.readouterr().out
     assert "as --family says" in said and "left out: alphas_cumprod and 1 more" in said
     shutil.rmtree(tmp_path / "dream")
+
+
+def test_a_folder_of_checkpoints_is_listed_and_its_models_have_names(states, tmp_path, capsys, home):
+    from mlxldm import store
+    from mlxldm.cli import main as mlxldm
+    from mlxldm_convert import look
+
+    disk = tmp_path / "disk"
+    (disk / "inner").mkdir(parents=True)
+    single_files.write(states["sd1"], disk / "tiny.safetensors")
+    (disk / "inner" / "page.ckpt").write_text("<!doctype html>")
+    (disk / "notes.txt").write_text("no checkpoint")
+    assert mlxldm(["models", "add", str(disk), "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["models"]}
+    assert set(rows) == {"tiny", "page"} and {row["state"] for row in rows.values()} == {"no"}
+    assert "web page" in rows["page"]["why"] and "--family" in rows["tiny"]["why"]  # tiny's widths are nobody's
+    asked = []
+
+    def counted(path):
+        asked.append(path.name)
+        return look(path)
+
+    assert [row["name"] for row in store.scan(counted)] == ["tiny", "page"]
+    assert not asked  # nothing changed, so nothing is opened
+    (disk / "inner" / "page.ckpt").write_text("<!doctype html><p>")
+    store.scan(counted)
+    assert asked == ["page.ckpt"]
+    assert store.locate("tiny") == disk / "tiny.safetensors"
+    shutil.copy(disk / "tiny.safetensors", disk / "inner")
+    with pytest.raises(UserError, match="the name of 2 checkpoints"):
+        store.locate("tiny")
+    shutil.rmtree(disk)
+    assert [row["state"] for row in store.scan(counted)] == ["not there"]
+    assert mlxldm(["models", "forget", str(disk)]) == 0 and store.folders() == []

@@ -1,9 +1,10 @@
 """Where models live on this machine, and how a name becomes one.
 
 A name is, in this order: the embedded model ("scenes", or none given), a path, a model in the user's models folder, a
-model registered there from elsewhere, a hub id that is in the hub's cache already, or a checkpoint in one of the
-folders that were added. Each registered model and each added folder is a small file of its own, made in one step: two
-programs registering at once lose nothing. A disk that is not there now is a state, not an error.
+model registered there from elsewhere, a hub id that is in the hub's cache already (owner/name, or owner/name/FILE for
+one checkpoint of several), or a checkpoint in one of the folders that were added. Each registered model and each added
+folder is a small file of its own, made in one step: two programs registering at once lose nothing. A disk that is not
+there now is a state, not an error.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 from mlxldm.errors import UserError, nearest
 from mlxldm.folder import Folder, Manifest, open_folder, read_json
+from mlxldm.hub import cached, parted
 from mlxldm.tensors import shown
 
 EMBEDDED = "scenes"
@@ -75,7 +77,7 @@ def locate(name: str) -> Path:
         if not _exists(path):
             raise UserError(f"There is no file or folder {shown(path)}.")
         return path
-    if NAME.fullmatch(name):
+    if _is_name(name):
         registered = _registered(name)
         if registered is not None:
             if not _exists(registered):
@@ -87,8 +89,6 @@ def locate(name: str) -> Path:
         if (home() / name).is_dir():
             return home() / name
         if "/" in name:
-            from mlxldm.hub import cached
-
             snapshot = cached(name)
             if snapshot is not None:
                 return snapshot
@@ -106,8 +106,8 @@ def locate(name: str) -> Path:
     known = [EMBEDDED, *(row["name"] for row in models())]
     if "/" in name:
         raise UserError(
-            f"There is no folder '{shown(name)}' and no such model on this machine.{nearest(name, known)} To download "
-            f"it from the hub: mlxldm pull {shown(name)}"
+            f"There is no file or folder '{shown(name)}' and no such model on this machine.{nearest(name, known)} To "
+            f"download it from the hub: mlxldm pull {shown(name)}"
         )
     raise UserError(
         f"There is no model '{shown(name)}'.{nearest(name, known)} Known are: {', '.join(dict.fromkeys(known))}."
@@ -119,7 +119,7 @@ def register(name: str, path: str | os.PathLike[str], *, force: bool = False) ->
 
     A name that means another model already is left alone (UserError), unless `force`.
     """
-    if not NAME.fullmatch(name) or name == EMBEDDED:
+    if not _is_name(name) or name == EMBEDDED:
         raise UserError(f"'{shown(name)}' cannot be a model's name: letters, digits, '.', '_' and '-' make one.")
     target = Path(os.path.abspath(path))
     if not target.exists():
@@ -241,7 +241,7 @@ def forget(name: str) -> None:
         if _path_in(entry) == Path(os.path.abspath(os.path.expanduser(name))):
             entry.unlink()
             return
-    if not NAME.fullmatch(name) or not (home() / _entry(name)).exists():
+    if not _is_name(name) or not (home() / _entry(name)).exists():
         raise UserError(f"No model '{shown(name)}' is registered.{nearest(name, [row['name'] for row in models()])}")
     (home() / _entry(name)).unlink()
 
@@ -269,10 +269,11 @@ def _all() -> Iterator[tuple[str, Path]]:
         if entry.is_dir() and (entry / "model.json").exists():
             yield entry.name, entry
         elif entry.suffix == ".json" and entry.is_file():
-            name = entry.stem.replace("--", "/", 1)
-            path = _registered(name)
+            path = _path_in(entry)
             if path is not None:
-                yield name, path
+                said = read_json(entry).get("name")
+                known = isinstance(said, str) and _entry(said) == entry.name
+                yield said if known else entry.stem.replace("--", "/", 1), path
 
 
 def _row(name: str, path: Path) -> dict[str, Any]:
@@ -285,6 +286,8 @@ def _row(name: str, path: Path) -> dict[str, Any]:
             row["bytes"] = sum(file.stat().st_size for file in path.glob("*.safetensors"))
         except (UserError, OSError):
             row["state"] = "damaged"
+    elif path.is_file():
+        row["bytes"] = path.stat().st_size
     return row
 
 
@@ -295,8 +298,16 @@ def _exists(path: Path) -> bool:
         return False
 
 
+def _is_name(name: str) -> bool:
+    return bool(NAME.fullmatch(name) or parted(name))
+
+
 def _entry(name: str) -> str:
-    return name.replace("/", "--") + ".json"
+    plain = name.replace("/", "--")
+    if len(plain) > 200 or not re.fullmatch(r"[A-Za-z0-9._-]+", plain):  # a file on the hub may be called anything
+        readable = re.sub(r"[^A-Za-z0-9._-]+", "-", plain)[:100]
+        plain = f"{readable}--{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return plain + ".json"
 
 
 def _registered(name: str) -> Path | None:

@@ -45,6 +45,25 @@ def test_registered_models_are_found_by_name_wherever_they_are(model):
     assert rows["someone/theirs"]["path"] == str(model)
 
 
+def test_checkpoints_of_a_repository_have_names_of_their_own(tmp_path, home):
+    path = tmp_path / "any.ckpt"
+    path.write_bytes(b"x" * 1234)
+    names = ["a/b", "a--b", "a/b/c.ckpt", "a/b/c d.ckpt", "a/b/c-d.ckpt", "a/b/old/c.ckpt", "a/b/\u00e9.gguf",
+             "a/b/" + "long" * 50 + ".safetensors"]  # fmt: skip
+    for name in names[:1] + names[2:]:
+        store.register(name, path)
+        assert store.locate(name) == path
+    rows = {row["name"]: row for row in store.models()}
+    assert set(names) - {"a--b"} <= set(rows) and rows["a/b/c d.ckpt"]["bytes"] == 1234
+    store.forget("a/b")
+    store.register("a--b", path)  # which is no a/b
+    listed = [row["name"] for row in store.models()]
+    assert "a--b" in listed and "a/b" not in listed
+    for name in names[1:]:
+        store.forget(name)
+    assert not list((home / "mlxldm" / "models").iterdir())
+
+
 def test_models_in_the_models_folder_are_there_without_registration(model, home):
     target = home / "mlxldm" / "models" / "kept"
     shutil.copytree(model, target)
@@ -87,12 +106,23 @@ def test_an_unknown_name_is_told_the_nearest(model):
         store.find("dreamscpae")
     with pytest.raises(UserError, match="mlxldm pull someone/model"):
         store.find("someone/model")
-    for name in ("", "a\0b", "../x", "a/b/c", "x" * 5000, "./" + "x" * 300):
+    for name in (
+        "",
+        "a\0b",
+        "../x",
+        "a/b/c",
+        "x" * 5000,
+        "./" + "x" * 300,
+        "a/b/c.ckpt",
+        "a/b/" + "\u00e9" * 190 + ".ckpt",
+    ):
         with pytest.raises(UserError):
             store.find(name)
 
 
-@pytest.mark.parametrize("name", ["", ".hidden", "a/b/c", "../x", "scenes", "a b", "x" * 200])
+@pytest.mark.parametrize(
+    "name", ["", ".hidden", "a/b/c", "../x", "scenes", "a b", "x" * 200, "a/b/../c.ckpt", "a/b/.c.ckpt", "a/b//c.ckpt"]
+)
 def test_names_that_could_not_be_told_from_paths_are_refused(name, model):
     with pytest.raises(UserError, match="cannot be a model's name"):
         store.register(name, model)

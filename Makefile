@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet
 DEMO = a red lighthouse by the sea at dusk
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint fuzz clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/mlxldm generate "$(DEMO)" --seed 7 -o demo.png >/dev/null
@@ -16,6 +16,9 @@ demo: $(VENV)/.installed
 
 test: lint
 	$(BIN)/python -m pytest
+
+fuzz: $(VENV)/.installed-test
+	$(BIN)/python tests/fuzz.py --count 50000
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -21,7 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import tiny  # noqa: E402
 
 from mlxldm.config import ClipTextConfig, Defaults, ScheduleConfig, UNetConfig, VaeConfig  # noqa: E402
-from mlxldm.folder import Manifest  # noqa: E402
+from mlxldm.folder import Manifest, Packed  # noqa: E402
 from mlxldm.tensors import Tensor  # noqa: E402
 
 PROMPT, NEGATIVE = "a red house at dusk", "snow"
@@ -128,6 +128,18 @@ class InMemory:
 
     def read(self, part: str, name: str) -> np.ndarray:
         return self._parts[part][name]
+
+    def raw(self, part: str, name: str) -> np.ndarray:
+        return self.read(part, name)
+
+    def groups(self, part: str) -> dict[str, int]:
+        return {}
+
+    def packed(self, part: str, name: str) -> Packed:
+        raise KeyError(name)
+
+    def hashes(self) -> dict[str, str]:
+        return {}
 
     def tokenizer_files(self, number: int = 1) -> dict[str, bytes]:
         return self._files

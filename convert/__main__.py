@@ -7,6 +7,7 @@ sentence), 1 our fault (a traceback), 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -14,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from mlxldm import store
+from mlxldm.errors import UserError
+from mlxldm.quantized import BITS, GROUPS
 from mlxldm.tensors import shown
-from mlxldm.terminal import Bar, Parser, guarded, whole
+from mlxldm.terminal import Bar, Parser, guarded, size, whole
 
 from .detect import Wish
+from .verify import verify
 from .view import View, view
-from .write import DTYPES, write
+from .write import DTYPES, check, write
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,6 +45,16 @@ def _parser() -> Parser:
     parser.add_argument("source", metavar="SRC", help="a checkpoint file, a diffusers folder, or a hub id in the cache")
     parser.add_argument("target", metavar="DST", nargs="?", help="the folder to write (default: in the models folder)")
     parser.add_argument("--dtype", choices=list(DTYPES), help="store all weights so (default: as they are)")
+    parser.add_argument(
+        "--quantize", type=whole, choices=BITS, metavar="BITS",
+        help="store the Linears of U-Net and text encoders in 2, 3, 4, 5, 6 or 8 bits: less memory, not more speed",
+    )  # fmt: skip
+    parser.add_argument(
+        "--group", type=whole, choices=GROUPS, default=64, metavar="N",
+        help="weights that share a scale: 32, 64 or 128 (default 64); smaller is closer and larger",
+    )  # fmt: skip
+    parser.add_argument("--verify", action="store_true", help="read the result back and compare it with the source")
+    parser.add_argument("--allow-nonfinite", action="store_true", help="write numbers that are NaN or infinite too")
     parser.add_argument("--family", metavar="NAME", help="what the source is, if that cannot be seen: sd1, sd2, sdxl")
     parser.add_argument("--prediction", choices=["eps", "epsilon", "v"], help="what the model predicts")
     parser.add_argument("--heads", type=whole, metavar="N", help="attention heads of the U-Net, at every level")
@@ -87,20 +101,65 @@ def _convert(args: argparse.Namespace) -> int:
         target = Path(args.target)
     report["target"] = str(target)
     report["written"] = not args.dry_run
+    if args.dry_run and args.verify:
+        raise UserError("There is nothing to --verify in a --dry-run: leave one of them out.")
     if not args.json:
         _print(report)
-    if not args.dry_run:
-        bar = Bar()
-        try:
-            bar.show("writing")
-            write(folder, target, dtype=args.dtype, progress=lambda done, part: bar.move(done, f"writing {part:9}"))
-        finally:
-            bar.clear()
+    bar = Bar()
+
+    def progress(done: int, total: int, part: str) -> None:
+        verb = "reading" if args.dry_run else "writing"
+        bar.move(done / max(total, 1), f"{verb} {part:9} {size(done):>8} of {size(total)}")
+
+    try:
+        bar.show("reading" if args.dry_run else "writing")
+        if args.dry_run:
+            outcomes = check(folder, progress)
+            report["sha256"] = folder.hashes()
+        else:
+            made = write(
+                folder, target, dtype=args.dtype, bits=args.quantize, group=args.group,
+                allow_nonfinite=args.allow_nonfinite, progress=progress,
+            )  # fmt: skip
+            outcomes, report["sha256"] = made.parts, made.source
+        for part, outcome in outcomes.items():
+            report["parts"][part]["result"] = dataclasses.asdict(outcome)
+        if args.verify:
+            bar.show("comparing the result with the source")
+            for part, compared in verify(folder, target).items():
+                report["parts"][part]["verified"] = dataclasses.asdict(compared)
+    finally:
+        bar.clear()
     if args.json:
         print(json.dumps(report, ensure_ascii=False))
-    elif not args.dry_run:
-        print(f"written: {target}")
+    else:
+        _results(report)
     return 0
+
+
+def _results(report: dict[str, Any]) -> None:
+    """What was found out while reading and writing."""
+    print("checked:" if not report["written"] else f"written: {shown(report['target'])}")
+    for part, what in report["parts"].items():
+        found = what["result"]
+        said = [f"{found['values']:,} numbers", f"{found['not_finite'] or 'none'} NaN or infinite"]
+        if report["written"]:
+            said.insert(0, size(found["bytes"]))
+        if found["quantized"]:
+            said.append(f"{found['quantized']} matrices quantized (saves {size(found['saved'])}, error "
+                        f"{100 * found['error']:.2g} %)")  # fmt: skip
+        print(f"  {part:9} {', '.join(said)}")
+        for why, count in found["kept"].items():
+            print(f"            {count} matrices kept: {why}")
+        if "verified" in what:
+            same = what["verified"]
+            kinds = (("equal", "equal bit for bit"), ("rounded", "rounded"), ("quantized", "quantized"))
+            words = ", ".join(f"{same[key]} {word}" for key, word in kinds if same[key])
+            print(f"            verified: {same['tensors']} tensors, {words}")
+        if found["sha256"]:
+            print(f"            sha256 {found['sha256']}")
+    for name, digest in report["sha256"].items():
+        print(f"  from {shown(name)}: sha256 {digest}")
 
 
 def _print(report: dict[str, Any]) -> None:

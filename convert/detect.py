@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlxldm.config import ClipTextConfig, Defaults, ScheduleConfig, UNetConfig, VaeConfig
+from mlxldm.config import ClipTextConfig, Defaults, LowScaleConfig, ScheduleConfig, UNetConfig, VaeConfig
 from mlxldm.errors import UserError, nearest
 from mlxldm.folder import Manifest, member, read_bytes, read_json, tokenizer_files
 from mlxldm.hub import choose_weights
@@ -30,19 +30,30 @@ PARTS = {
     "unet": ("denoiser", ("UNet2DConditionModel",)),
     "vae": ("vae", ("AutoencoderKL",)),
 }
-OTHERS = {"tokenizer", "tokenizer_2", "scheduler"}
+OTHERS = {"tokenizer", "tokenizer_2", "scheduler", "low_res_scheduler"}
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 
 # Components that make no difference to the picture, and why each is left out.
 IGNORED = {
     "safety_checker": "judges finished pictures; it takes no part in making them",
     "feature_extractor": "prepares pictures for the safety checker or the image encoder",
+    "depth_estimator": "estimates the depth of a picture, a network of its own (MiDaS)",
+    "watermarker": "marks finished pictures; it takes no part in making them",
     "image_encoder": "is for picture prompts (IP-Adapter), which this version does not have",
 }
 # Plain settings in model_index.json that are no components.
 SETTINGS = {"requires_safety_checker", "force_zeros_for_empty_prompt", "add_watermarker", "requires_aesthetics_score"}
+SETTINGS |= {"max_noise_level", "is_cosxl_edit"}
 
-FAMILY_GUIDANCE = {"sd1": 7.5, "sd2": 7.5, "sdxl": 5.0}
+FAMILY_GUIDANCE = {"sd1": 7.5, "sd2": 7.5, "sdxl": 5.0, "sdxl-refiner": 5.0, "upscaler": 9.0}
+# What the U-Net takes beside the noisy latents, in channels: what a model is for, and what these channels are.
+MORE_CHANNELS = {
+    0: ("text-to-image", "nothing"),
+    1: ("depth", "a depth map"),
+    3: ("upscale", "a small picture"),
+    4: ("edit", "the picture to edit"),
+    5: ("inpaint", "a mask and the picture around it"),
+}
 
 
 @dataclass(frozen=True)
@@ -91,8 +102,8 @@ def detect(path: Path, wish: Wish = NO_WISH) -> Found:
     if member(path, "model_index.json") is None:
         if (path / "config.json").exists():
             raise UserError(
-                f"{shown(path)} is one component of a model (it has config.json but no model_index.json): give the "
-                f"folder above it."
+                f"{shown(path)} is one component of a model, {_component(path)} (it has config.json but no "
+                f"model_index.json): give the folder above it."
             )
         raise UserError(f"{shown(path)} has no model_index.json, so it is not a diffusers folder.")
     return _diffusers(path, wish)
@@ -105,7 +116,10 @@ def _diffusers(root: Path, wish: Wish) -> Found:
     pipeline = index.get("_class_name")
     why = [f"model_index.json says {shown(pipeline)}"]
     classes, left_out = _components(index, root)
-    for needed in ("text_encoder", "tokenizer", "unet", "vae", "scheduler"):
+    # the refiner's only text encoder is called the second; here the first is the one that is always there
+    alone = "text_encoder" not in classes and "text_encoder_2" in classes
+    last = "_2" if alone else ""
+    for needed in (f"text_encoder{last}", f"tokenizer{last}", "unet", "vae", "scheduler"):
         if needed not in classes:
             raise UserError(
                 f"{shown(root)} ({shown(pipeline)}) has no {needed}: only text-to-image models with a CLIP text "
@@ -117,16 +131,15 @@ def _diffusers(root: Path, wish: Wish) -> Found:
         unet = dataclasses.replace(unet, heads=(wish.heads,) * unet.levels)
         why.append(f"{wish.heads} attention heads, as --heads says")
     vae = VaeConfig.from_dict(_config(root, "vae"))
-    if unet.in_channels != vae.latent_channels or unet.out_channels != vae.latent_channels:
-        raise UserError(
-            f"{shown(root)} has a U-Net of {unet.in_channels} input and {unet.out_channels} output channels for "
-            f"latents of {vae.latent_channels}: inpainting, depth and edit models come with a later version."
-        )
-    family = _family(unet, "text_encoder_2" in classes, why)
-    if wish.family not in (None, family):
+    task, family = _task(root, unet, vae, alone, "low_res_scheduler" in classes, why)
+    if family is None:
+        family = _family(unet, "text_encoder_2" in classes, why)
+    if wish.family not in (None, family, f"{family}-{task}"):
         raise UserError(f"{shown(root)} is of the family {family} by its configs, but --family says {wish.family}.")
+    places = {"text_encoder_2": "text"} if alone else {name: part for name, (part, _) in PARTS.items()}
+    places |= {name: PARTS[name][0] for name in ("unet", "vae")}
     texts = {
-        PARTS[name][0]: _text(root, name, classes[name], -2 if family == "sdxl" else -1)
+        places[name]: _text(root, name, classes[name], -2 if family.startswith("sdxl") else -1)
         for name in ("text_encoder", "text_encoder_2")
         if name in classes
     }
@@ -155,15 +168,17 @@ def _diffusers(root: Path, wish: Wish) -> Found:
     manifest = Manifest(
         name=name,
         family=family,
+        task=task,
         text=texts["text"],
         text_2=texts.get("text_2"),
         denoiser=unet,
         vae=vae,
         schedule=schedule,
         defaults=defaults,
+        low_scale=_low_scale(root, index) if task == "upscale" else None,
         source={"name": source, "kind": "diffusers folder"},
         license=_license(root),
-        zeros_for_empty=family == "sdxl" and index.get("force_zeros_for_empty_prompt", True) is True,
+        zeros_for_empty=family.startswith("sdxl") and index.get("force_zeros_for_empty_prompt", True) is True,
     )
     parts = {}
     for folder in (name for name in PARTS if name in classes):
@@ -173,9 +188,12 @@ def _diffusers(root: Path, wish: Wish) -> Found:
             why.append(note)
         weights = open_weights(root, folder, file)
         files = {f"{folder}/{path.name}": path for path in weights.paths}
-        parts[PARTS[folder][0]] = PartSource(weights, DIFFUSERS, f"{folder}/{file}", files)
+        parts[places[folder]] = PartSource(weights, DIFFUSERS, f"{folder}/{file}", files)
+    _takes(root, unet, task, parts["denoiser"].weights)
 
     def tokenizer(number: int) -> dict[str, bytes]:
+        if alone:
+            return tokenizer_files(root, "tokenizer_2") if number == 1 else {}
         return tokenizer_files(root, "tokenizer" if number == 1 else f"tokenizer_{number}")
 
     return Found(root, manifest, parts, tokenizer, why, left_out)
@@ -220,6 +238,60 @@ def _config(root: Path, folder: str) -> dict[str, Any]:
     return values
 
 
+def _component(path: Path) -> str:
+    """What a component's folder holds, in words."""
+    values = read_json(path / "config.json")
+    values = values if isinstance(values, dict) else {}
+    name = shown(values.get("_class_name") or "/".join(map(str, values.get("architectures") or ())) or "of no class")
+    takes = values.get("in_channels")
+    return f"{name} with {takes} input channels" if isinstance(takes, int) else name
+
+
+def _task(
+    root: Path, unet: UNetConfig, vae: VaeConfig, alone: bool, low_scale: bool, why: list[str]
+) -> tuple[str, str | None]:
+    """What the model is for, by what its U-Net takes beside the latents; and its family where that is said too."""
+    more = unet.in_channels - vae.latent_channels
+    if unet.out_channels != vae.latent_channels or more not in MORE_CHANNELS:
+        raise UserError(
+            f"{shown(root)} has a U-Net of {unet.in_channels} input and {unet.out_channels} output channels for "
+            f"latents of {vae.latent_channels}, which is no kind of model known here: text, inpainting, depth, edit "
+            f"and upscaling models have {', '.join(str(4 + n) for n in (0, 5, 1, 4, 3))} and give 4."
+        )
+    task, takes = MORE_CHANNELS[more]
+    if more:
+        why.append(f"the U-Net takes {more} channels beside the latents ({takes}): {task}")
+    if (task == "upscale") != low_scale or (low_scale and unet.num_class_embeds is None):
+        raise UserError(
+            f"{shown(root)} has some of what the x4 upscaler has (7 input channels, a table of classes, a "
+            f"low_res_scheduler), but not all of it: this model is not known."
+        )
+    if task == "upscale":
+        return task, "upscaler"
+    if alone and unet.addition_embed_type == "text_time" and task == "text-to-image":
+        why.append("size and pooled text are added to the time embedding, of the second text encoder only: refiner")
+        return "refine", "sdxl-refiner"
+    return task, None
+
+
+def _low_scale(root: Path, index: dict[str, Any]) -> LowScaleConfig:
+    path = member(root, "low_res_scheduler", "scheduler_config.json")
+    if path is None:
+        raise UserError(f"{shown(root / 'low_res_scheduler')} has no scheduler_config.json: the model is not complete.")
+    return LowScaleConfig.from_diffusers(read_json(path, infinity=True), index.get("max_noise_level", 350))
+
+
+def _takes(root: Path, unet: UNetConfig, task: str, weights: Weights) -> None:
+    """The first layer takes what the config says, since that decided what the model is for."""
+    first = weights.tensors.get("conv_in.weight")
+    if first is not None and len(first.shape) == 4 and first.shape[1] != unet.in_channels:
+        kind = {"inpaint": "inpainting"}.get(task, task)
+        raise UserError(
+            f"{shown(root)} has a U-Net config of {unet.in_channels} input channels ({kind}), but its weights take "
+            f"{first.shape[1]}: they do not belong together."
+        )
+
+
 def _family(unet: UNetConfig, two_texts: bool, why: list[str]) -> str:
     if unet.addition_embed_type == "text_time":
         if not two_texts:
@@ -262,7 +334,7 @@ def _schedule(root: Path, family: str, why: list[str]) -> tuple[ScheduleConfig, 
         raise UserError(f"{shown(root / 'scheduler')} has no scheduler_config.json: the model is not complete.")
     schedule = ScheduleConfig.from_diffusers(read_json(path, infinity=True))
     why.append(f"the scheduler predicts {schedule.prediction}")
-    if family != "sdxl" and schedule.steps_offset != 1:
+    if family in ("sd1", "sd2") and schedule.steps_offset != 1:
         # diffusers' Stable Diffusion pipelines do so to configs that are older than the offset
         schedule = dataclasses.replace(schedule, steps_offset=1)
         why.append("steps_offset is taken as 1, as diffusers' pipelines take it")

@@ -103,51 +103,93 @@ def unet(shapes: Shapes, heads: int | None, head_size: int | None) -> dict[str, 
             raise UserError(f"The U-Net has no usable {name}: this is not a U-Net of the original code.")
         return tensor.shape[axis]
 
-    def depth(block: str) -> int:
-        found = {key.split(".transformer_blocks.")[1].split(".")[0] for key in shapes
-                 if key.startswith(f"{block}.1.transformer_blocks.")}  # fmt: skip
-        return len(found)
+    inside: dict[str, set[str]] = {}  # the layers of every transformer
+    for key in shapes:
+        transformer, found, rest = key.partition(".transformer_blocks.")
+        if found:
+            inside.setdefault(transformer, set()).add(rest.split(".")[0])
 
-    blocks = 1 + max((int(key.split(".")[1]) for key in shapes if re.match(r"input_blocks\.\d+\.", key)), default=0)
+    def depth(transformer: str) -> int:
+        return len(inside.get(transformer, ()))
+
+    # three digits are more than any model has, and no number in a hostile name makes a long loop
+    numbers = [int(match[1]) for key in shapes if (match := re.match(r"input_blocks\.(\d{1,3})\.", key))]
+    blocks = 1 + max(numbers, default=0)
     widths: list[int] = []
-    depths: list[int] = []
-    layers = [0]
+    down: list[list[int]] = [[]]  # the transformer layers of every block, level by level
     for i in range(1, blocks):
         if f"input_blocks.{i}.0.op.weight" in shapes:
-            layers.append(0)
+            down.append([])
             continue
-        layers[-1] += 1
-        if layers[-1] == 1:
+        down[-1].append(depth(f"input_blocks.{i}.1"))
+        if len(down[-1]) == 1:
             widths.append(width(f"input_blocks.{i}.0.in_layers.2.weight"))
-            depths.append(depth(f"input_blocks.{i}"))
-    if 0 in layers or len(layers) != len(widths):
+    if [] in down:
         raise UserError("The U-Net's input blocks do not form levels: this is not a U-Net of the original code.")
+    layers = [len(level) for level in down]
+    places = iter(range(blocks + len(layers)))
+    up = [[depth(f"output_blocks.{next(places)}.1") for _ in range(count + 1)] for count in reversed(layers)]
+    if any(0 in level and max(level) for level in (*down, *up)):
+        raise UserError("The U-Net has levels of which some blocks attend and others do not, which cannot be run.")
     contexts = {tensor.shape[1] for key, tensor in shapes.items()
                 if key.endswith("attn2.to_k.weight") and len(tensor.shape) == 2}  # fmt: skip
     if len(contexts) != 1:
         raise UserError(f"The U-Net reads text of {len(contexts)} widths; one was expected.")
-    attends = [depth > 0 for depth in depths]
-    linear = next(len(tensor.shape) == 2 for key, tensor in shapes.items() if key.endswith(".proj_in.weight"))
+    context = contexts.pop()
+    attends = [level[0] > 0 for level in down]
+    inner = depth("middle_block.1")
+    if inner and attends[-1] and inner != down[-1][0]:
+        raise UserError(
+            f"The U-Net's middle has {inner} transformer layers and its last level {down[-1][0]}, which no model known "
+            f"here has."
+        )
+    if inner:  # diffusers' middle block is as deep as the last level says, even where that level does not attend
+        down[-1][0] = inner
     config: dict[str, Any] = {
         "in_channels": width("input_blocks.0.0.weight", 1),
         "out_channels": width("out.2.weight"),
         "block_out_channels": widths,
         "layers_per_block": layers,
-        "down_block_types": ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends],
-        "up_block_types": ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)],
-        # diffusers' middle block is as deep as the last level says, even where that level itself does not attend
-        "transformer_layers_per_block": [*(max(d, 1) for d in depths[:-1]), max(depth("middle_block"), 1)],
-        "cross_attention_dim": contexts.pop(),
+        "down_block_types": ["CrossAttnDownBlock2D" if there else "DownBlock2D" for there in attends],
+        "mid_block_type": _middle(shapes),
+        "up_block_types": ["CrossAttnUpBlock2D" if level[0] else "UpBlock2D" for level in up],
+        "transformer_layers_per_block": [[max(n, 1) for n in level] for level in down],
+        "reverse_transformer_layers_per_block": [[max(n, 1) for n in level] for level in up],
+        "cross_attention_dim": context,
         "heads": [heads or max(1, w // (head_size or 64)) for w in widths],
-        "use_linear_projection": linear,
-    }
+        "only_cross_attention": [_reads_text_only(shapes, b, layers, context) for b in range(len(layers))],
+        "mid_block_only_cross_attention": False,
+        "use_linear_projection": any(len(tensor.shape) == 2 for key, tensor in shapes.items()
+                                     if key.endswith(".proj_in.weight")),
+    }  # fmt: skip
     if "label_emb.0.0.weight" in shapes:
         config |= {
             "addition_embed_type": "text_time",
             "addition_time_embed_dim": 256,
             "projection_class_embeddings_input_dim": width("label_emb.0.0.weight", 1),
         }
+    if "label_emb.weight" in shapes:
+        config["num_class_embeds"] = width("label_emb.weight")
     return config
+
+
+def _middle(shapes: Shapes) -> str | None:
+    """diffusers' name for the middle block: whole, its first residual block alone (SSD-1B, Vega), or none."""
+    if "middle_block.1.norm.weight" in shapes:
+        return "UNetMidBlock2DCrossAttn"
+    return "UNetMidBlock2D" if "middle_block.0.in_layers.0.weight" in shapes else None
+
+
+def _reads_text_only(shapes: Shapes, level: int, layers: list[int], context: int) -> bool:
+    """Whether a level's first attention reads the text too, as the x4 upscaler's do at all but the lowest level.
+
+    Where the level is as wide as the text this cannot be seen, and is taken to be no (the upscaler's lowest level).
+    """
+    block = f"input_blocks.{1 + sum(layers[:level]) + level}.1.transformer_blocks.0.attn1"
+    keys, queries = shapes.get(f"{block}.to_k.weight"), shapes.get(f"{block}.to_q.weight")
+    if keys is None or queries is None or len(keys.shape) != 2 or len(queries.shape) != 2:
+        return False
+    return keys.shape[1] == context != queries.shape[1]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -175,7 +217,8 @@ def vae_name(name: str, config: VaeConfig) -> From:
 
 def vae(shapes: Shapes) -> dict[str, Any]:
     """The config, with diffusers' keys, of the autoencoder with these tensors."""
-    levels = 1 + max((int(key.split(".")[2]) for key in shapes if re.match(r"encoder\.down\.\d+\.", key)), default=-1)
+    numbers = [int(match[1]) for key in shapes if (match := re.match(r"encoder\.down\.(\d{1,2})\.", key))]
+    levels = 1 + max(numbers, default=-1)
     needed = ["encoder.conv_in.weight", "encoder.conv_out.weight", "decoder.conv_out.weight", "decoder.conv_in.weight"]
     needed += [f"encoder.down.{i}.block.0.conv1.weight" for i in range(levels)]
     absent = [key for key in needed if key not in shapes or len(shapes[key].shape) != 4]

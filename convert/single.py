@@ -11,14 +11,14 @@ import functools
 import gzip
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mlxldm.config import ClipTextConfig, Defaults, ScheduleConfig, UNetConfig, VaeConfig
+from mlxldm.config import ClipTextConfig, Defaults, LowScaleConfig, ScheduleConfig, UNetConfig, VaeConfig
 from mlxldm.errors import UserError, nearest
 from mlxldm.folder import Manifest, read_bytes
 from mlxldm.tensors import Tensor, from_bfloat16, shown
@@ -26,7 +26,7 @@ from mlxldm.tokenizer import BOS, EOS, LETTERS
 
 from . import names, original
 from .detect import Found, PartSource, Wish
-from .read import Source, Weights, open_file
+from .read import Source, Weights, kind, open_file
 
 HERE = Path(__file__).parent / "families"
 UNET = "model.diffusion_model."
@@ -44,6 +44,8 @@ LEFT_OUT = {
     "lvlb_weights": "was needed in training only",
     "denoiser.sigmas": "the schedule's tables are computed",
     "loss.": "was needed in training only",
+    "depth_model.": "estimates the depth of a picture, a network of its own (MiDaS)",
+    "low_scale_model.": "the small picture's schedule is computed from its range",
     "v_pred": "a mark that was read",
     "ztsnr": "a mark that was read",
 }
@@ -51,39 +53,49 @@ LEFT_OUT = {
 
 @dataclass(frozen=True)
 class Facts:
-    """What the U-Net's shapes say; None where there is no such tensor."""
+    """What the U-Net's names and shapes say; None where there is no such tensor."""
 
     width: int  # of the first convolution
     channels: int  # it takes
     context: int | None  # width of the text it reads
     label: int | None  # width of the vector added to the time embedding
-    linear: bool  # attention is entered by linear maps
-    blocks: int  # input blocks
+    classes: int | None  # rows of a table of classes added to the time embedding
+    middle: bool  # whether the middle attends
+    deepest: int  # transformer layers of the block that has most
+    blocks: int  # on the way down
 
     def __str__(self) -> str:
+        classes = f", {self.classes} classes" if self.classes else ""
         return (
             f"first width {self.width}, {self.channels} input channels, text width {self.context}, "
-            f"added vector {self.label}, {self.blocks} input blocks"
+            f"added vector {self.label}{classes}, {self.blocks} input blocks, {self.deepest} transformer layers at "
+            f"most{'' if self.middle else ', no attention in the middle'}"
         )
 
 
-# First match wins; the third says what this version lacks for it, None where it can be run.
-FAMILIES: tuple[tuple[str, Callable[[Facts], bool], str | None], ...] = (
-    ("SDXL refiner", lambda f: f.context == 1280 and f.label == 2560, "refiners"),
-    ("SDXL inpainting", lambda f: f.context == 2048 and f.channels == 9, "inpainting models"),
-    ("SDXL edit", lambda f: f.context == 2048 and f.channels == 8, "edit models"),
-    ("sdxl", lambda f: f.context == 2048 and f.label == 2816 and f.channels == 4, None),
-    ("Stable Diffusion x4 upscaler", lambda f: f.context == 1024 and f.channels == 7, "upscalers"),
-    ("Stable Diffusion 2.x unCLIP", lambda f: f.context == 1024 and f.label is not None, "unCLIP models"),
-    ("Stable Diffusion 2.x inpainting", lambda f: f.context == 1024 and f.channels == 9, "inpainting models"),
-    ("Stable Diffusion 2.x depth", lambda f: f.context == 1024 and f.channels == 5, "depth models"),
-    ("sd2", lambda f: f.context == 1024 and f.linear and f.channels == 4, None),
-    ("Stable Diffusion 1.x inpainting", lambda f: f.context == 768 and f.channels == 9, "inpainting models"),
-    ("Stable Diffusion 1.x edit", lambda f: f.context == 768 and f.channels == 8, "edit models"),
-    ("sd1", lambda f: f.context == 768 and f.width == 320 and not f.linear and f.channels == 4, None),
+# First match wins: a file of `families/` without its end, what the U-Net's facts are, and what this version lacks for
+# it, None where it can be read (what has no file is called by its name).
+FAMILIES: tuple[tuple[str, dict[str, Any], str | None], ...] = (
+    ("sdxl-refiner", {"context": 1280, "label": 2560, "channels": 4}, None),
+    ("sdxl-inpaint", {"context": 2048, "label": 2816, "channels": 9}, None),
+    ("sdxl-edit", {"context": 2048, "label": 2816, "channels": 8}, None),
+    ("ssd-1b", {"context": 2048, "label": 2816, "channels": 4, "middle": False, "deepest": 10}, None),
+    ("vega", {"context": 2048, "label": 2816, "channels": 4, "middle": False, "deepest": 2}, None),
+    ("sdxl", {"context": 2048, "label": 2816, "channels": 4}, None),
+    ("upscaler", {"context": 1024, "classes": 1000, "channels": 7}, None),
+    ("Stable Diffusion 2.x unCLIP", {"context": 1024, "label": 1536, "channels": 4}, "unCLIP models"),
+    ("Stable Diffusion 2.x unCLIP", {"context": 1024, "label": 2048, "channels": 4}, "unCLIP models"),
+    ("sd2-inpaint", {"context": 1024, "label": None, "channels": 9}, None),
+    ("sd2-depth", {"context": 1024, "label": None, "channels": 5}, None),
+    ("sd2", {"context": 1024, "label": None, "channels": 4}, None),
+    ("sd1-inpaint", {"context": 768, "width": 320, "label": None, "channels": 9}, None),
+    ("sd1-edit", {"context": 768, "width": 320, "label": None, "channels": 8}, None),
+    ("sd1", {"context": 768, "width": 320, "label": None, "channels": 4}, None),
 )
-# Files without a U-Net under its usual name: a tensor that tells what it is instead.
-ALONE = (
+READ = tuple(name for name, _, lacks in FAMILIES if lacks is None)
+
+# Files that are no part of a model: a tensor that tells what it is instead.
+OTHERS = (
     (r"(lora_unet_|lora_te\d?_|lycoris_).+", "a LoRA", "adapters"),
     (r".*\.(lora_A|lora_B|lora_down|lora_up|hada_w1_a|lokr_w1)(\..*)?", "a LoRA", "adapters"),
     (r"(control_model\.)?(input_hint_block\.0\.weight|zero_convs\.0\.0\.weight)", "a ControlNet", "ControlNets"),
@@ -91,11 +103,30 @@ ALONE = (
     (r"(string_to_param\..+|emb_params)", "a textual inversion", "textual inversions"),
     (r"joint_blocks\.0\..+|(model\.diffusion_model\.)?joint_blocks\..+", "Stable Diffusion 3", "transformer models"),
     (r"(model\.diffusion_model\.)?double_blocks\..+", "FLUX", "transformer models"),
-    (r"(first_stage_model\.)?encoder\.down\.0\..+", "an autoencoder alone", "parts of a model alone"),
-    (r"input_blocks\.0\.0\.weight", "a U-Net alone", "parts of a model alone"),
-    (r"down_blocks\.0\..+", "one component of a diffusers folder", "parts of a model alone"),
-    (r"text_model\..+", "a text encoder alone", "parts of a model alone"),
+    (r"(.*\.)?encoder\.block\.0\.layer\.0\.SelfAttention\.q\.weight", "a T5 text encoder", "transformer models"),
 )
+# Marks of what would open and draw something wrong.
+REFUSED = (
+    (r"edm_(mean|std|vpred\..+)", "was trained on EDM's noise levels, which come with a later version"),
+    (
+        r"(.*\.)?(scale_weight|weight_scale|scaled_fp8|comfy_quant)",
+        "keeps its float8 numbers divided by scales, which come with a later version: use its float16 form",
+    ),
+)
+# A part in the original's names and in diffusers': one tensor that every such part has, whatever stands before.
+PARTS = (
+    ("denoiser", "time_embed.0.weight"),
+    ("denoiser", "time_embedding.linear_1.weight"),
+    ("vae", "encoder.down.0.block.0.conv1.weight"),
+    ("vae", "encoder.down_blocks.0.resnets.0.conv1.weight"),
+    ("text", "encoder.layers.0.self_attn.q_proj.weight"),
+    ("text", "transformer.resblocks.0.attn.in_proj_weight"),
+)
+TEXTS = {
+    768: "CLIP-L (the text encoder of Stable Diffusion 1.x, the first of XL)",
+    1024: "OpenCLIP-H (the text encoder of Stable Diffusion 2.x)",
+    1280: "OpenCLIP-bigG (the second text encoder of Stable Diffusion XL, the refiner's only one)",
+}
 
 
 def single(path: Path, wish: Wish) -> Found:
@@ -110,19 +141,21 @@ def single(path: Path, wish: Wish) -> Found:
 
 def _single(path: Path, file: Source, wish: Wish) -> Found:
     why: list[str] = []
-    facts = _facts(path, file)
-    family = _family(path, facts, wish, why)
-    table = _table(family)
+    facts = _whole(path, file)
+    name = _family(path, facts, wish, why)
+    table = _table(name)
     parts: dict[str, PartSource] = {}
     configs: dict[str, Any] = {}
     used: set[str] = set()
     for part, how in table["parts"].items():
-        origin = _under(file, how["prefix"])
-        if not origin:
+        prefix = next((prefix for prefix in how["prefixes"] if _under(file, prefix)), None)
+        if prefix is None:
             raise UserError(
                 f"{shown(path)} is a {table['title']} file without the {part} (no tensor begins with "
-                f"'{how['prefix']}'): use one that holds the whole model."
+                f"'{how['prefixes'][0]}'): parts of several files come together with a later version, use one that "
+                f"holds the whole model."
             )
+        origin = _under(file, prefix)
         used.update(origin.values())
         if part == "denoiser":
             averaged = _averaged(file, origin)
@@ -132,90 +165,188 @@ def _single(path: Path, file: Source, wish: Wish) -> Found:
                 why.append(f"the averaged weights are used ({len(averaged)} of {len(averaged)} are there)")
             elif averaged:
                 why.append("the averaged weights are left, as --no-ema says")
-        weights = Weights({name: (file, theirs) for name, theirs in origin.items()})
+        weights = Weights({ours: (file, theirs) for ours, theirs in origin.items()})
         config, dialect = _part(path, part, how, weights.tensors, wish, why)
         configs[part] = config
-        parts[part] = PartSource(weights, dialect, f"{path.name}: {how['prefix']}*", {path.name: path})
-    _fits(path, configs)
+        parts[part] = PartSource(weights, dialect, f"{path.name}: {prefix}*", {path.name: path})
+    _fits(path, table, dict(_facts_of(name))["channels"], configs)
     prediction, zero = _prediction(path, file, table, wish, why)
     schedule = ScheduleConfig.from_diffusers(
         {**table["schedule"], "prediction_type": "v_prediction" if prediction == "v" else prediction}
         | ({"rescale_betas_zero_snr": True} if zero else {})
     )
-    size = 768 if family == "sd2" and prediction == "v" else table["size"]
+    size = table["v_size"] if prediction == "v" and "v_size" in table else table["size"]
     manifest = Manifest(
         name=path.stem or "model",
-        family=family,
+        family=table["family"],
+        task=table["task"],
         schedule=schedule,
         defaults=Defaults(
             width=size, height=size, steps=table["steps"], guidance=table["guidance"], sampler=schedule.sampler
         ),
+        low_scale=_low_scale(path, file, table["low_scale"], why) if "low_scale" in table else None,
         source={"name": path.name, "kind": "single file"},
         license=file.metadata.get("modelspec.license") or None,
-        zeros_for_empty=family == "sdxl",
+        zeros_for_empty=table.get("zeros_for_empty", False),
         **configs,
     )
     return Found(
         path,
         manifest,
         parts,
-        lambda number: _tokenizer(table["parts"]["text" if number == 1 else "text_2"]["pad"]),
+        lambda number: _tokenizers(table["parts"], "text" if number == 1 else "text_2"),
         why,
         _left_out(file, used),
     )
 
 
-def _facts(path: Path, file: Source) -> Facts:
+def _whole(path: Path, file: Source) -> Facts:
+    """The facts of the U-Net in a file that may hold a whole model; a UserError that says what it is otherwise."""
+    for pattern, what in REFUSED:
+        for name in file.tensors:
+            if re.fullmatch(pattern, name):
+                raise UserError(f"{shown(path)} {what} (it holds {shown(name)}).")
     shapes = {name[len(UNET) :]: tensor.shape for name, tensor in file.tensors.items() if name.startswith(UNET)}
-    first = shapes.get("input_blocks.0.0.weight")
-    if first is None or len(first) != 4:
-        for pattern, what, kind in ALONE:
-            if any(re.fullmatch(pattern, name) for name in file.tensors):
-                raise UserError(f"{shown(path)} is {what}; {kind} come with a later version.")
+    found = facts(shapes)
+    others = any(name.startswith(("first_stage_model.", "cond_stage_model.", "conditioner.", "vae."))
+                 for name in file.tensors)  # fmt: skip
+    if found is not None and others:
+        return found
+    for pattern, what, these in OTHERS:
+        if any(re.fullmatch(pattern, name) for name in file.tensors):
+            raise UserError(f"{shown(path)} is {what}; {these} come with a later version.")
+    inside = _parts_in(file)
+    if {part for part, _ in inside} == {"denoiser", "vae", "text"}:
+        raise UserError(
+            f"{shown(path)} holds a whole model, but not in the original code's names (its U-Net's begin with "
+            f"'{shown(inside[0][1])}'): give the diffusers folder it was made from."
+        )
+    there = [_described(part, begin, file) for part, begin in inside[:4]]
+    if not there:
         some = ", ".join(shown(name) for name in list(file.tensors)[:3]) or "none at all"
         raise UserError(f"{shown(path)} holds {len(file.tensors)} tensors ({some}), which are no model known here.")
+    raise UserError(f"{shown(path)} is {' and '.join(there)}, no whole model{_instead(path, there)}.")
+
+
+def _parts_in(file: Source) -> list[tuple[str, str]]:
+    """The parts that lie in a file under any names, each with what stands before its names."""
+    found = []
+    for part, mark in PARTS:
+        for name in file.tensors:
+            begin = name.removesuffix(mark)
+            if name.endswith(mark) and (begin == "" or begin.endswith(".")) and "vis" not in begin:  # towers that see
+                found.append((part, begin))
+    return found
+
+
+def _described(part: str, begin: str, file: Source) -> str:
+    """A part in words: what family it may be of, and what it takes."""
+    shapes = {name[len(begin) :]: tensor.shape for name, tensor in file.tensors.items() if name.startswith(begin)}
+    if part == "denoiser":
+        found = facts(shapes)
+        name = next((name for name, wanted, _ in FAMILIES if found is not None and _agree(found, wanted) == 1), None)
+        whose = "no family known here" if name is None else _table(name)["title"] if name in READ else name
+        return f"the U-Net of {whose} alone ({found or 'its first layers are not there'})"
+    if part == "vae":
+        levels = len({key.split(".")[2] for key in shapes if re.match(r"encoder\.down(_blocks)?\.\d+\.", key)})
+        channels = next((shape[1] for key, shape in shapes.items()
+                         if key == "decoder.conv_in.weight" and len(shape) == 4), 0)  # fmt: skip
+        whose = {(4, 4): "Stable Diffusion 1.x, 2.x or XL, which their shapes do not tell apart",
+                 (4, 3): "the x4 upscaler", (16, 4): "Stable Diffusion 3 or FLUX"}  # fmt: skip
+        return (
+            f"an autoencoder alone ({channels} latent channels, {1 << max(levels - 1, 0)} pixels to a latent, of "
+            f"{whose.get((channels, levels), 'no family known here')})"
+        )
+    marks = [mark for kind_of, mark in PARTS if kind_of == "text" and mark in shapes]
+    last = shapes[marks[0]] if marks else ()
+    width = last[-1] if last else 0
+    return f"{TEXTS.get(width, f'a CLIP text encoder of width {width}')} alone"
+
+
+def _instead(path: Path, there: list[str]) -> str:
+    """What the person can do with a part."""
+    above = path.resolve().parent.parent
+    if (above / "model_index.json").is_file():
+        return f": give {shown(above)}, the model it belongs to"
+    if kind(path) == "gguf" and len(there) == 1:
+        return (
+            " (GGUF files made for ComfyUI hold the U-Net only): using it beside a whole model comes with a later "
+            "version, use a file that holds the whole model"
+        )
+    return ": using it beside a whole model comes with a later version, use the whole model"
+
+
+def facts(shapes: Mapping[str, tuple[int, ...]]) -> Facts | None:
+    """What the names and shapes of a U-Net say, in the original's names or in diffusers'; None if it is none."""
+    first = shapes.get("input_blocks.0.0.weight", shapes.get("conv_in.weight"))
+    block = re.compile(r"input_blocks\.\d+\.|down_blocks\.\d+\.(resnets|downsamplers)\.\d+\.")
+    blocks = {match[0] for name in shapes if (match := block.match(name))}
+    if first is None or len(first) != 4 or not blocks:
+        return None
     contexts = [shape[1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight") and len(shape) == 2]
-    label = shapes.get("label_emb.0.0.weight")
-    entries = [shape for name, shape in shapes.items() if name.endswith(".proj_in.weight")]
-    numbers = [int(match[1]) for name in shapes if (match := re.match(r"input_blocks\.(\d+)\.", name))]
+    label = shapes.get("label_emb.0.0.weight", shapes.get("add_embedding.linear_1.weight", ()))
+    classes = shapes.get("label_emb.weight", shapes.get("class_embedding.weight", ()))
+    inner = [int(match[1]) for name in shapes if (match := re.search(r"\.transformer_blocks\.(\d{1,4})\.", name))]
     return Facts(
         width=first[0],
         channels=first[1],
         context=contexts[0] if contexts else None,
-        label=label[1] if label and len(label) == 2 else None,
-        linear=bool(entries) and len(entries[0]) == 2,
-        blocks=1 + max(numbers),
+        label=label[1] if len(label) == 2 else None,
+        classes=classes[0] if len(classes) == 2 else None,
+        middle=any(name.startswith(("middle_block.1.", "mid_block.attentions.0.")) for name in shapes),
+        deepest=1 + max(inner, default=-1),
+        blocks=len(blocks) + ("conv_in.weight" in shapes),
     )
 
 
-def _family(path: Path, facts: Facts, wish: Wish, why: list[str]) -> str:
-    runs = [name for name, _, lacks in FAMILIES if lacks is None]
+def _agree(found: Facts, wanted: Mapping[str, Any]) -> float:
+    """How much of what a family's U-Net is holds for this one, from 0 to 1."""
+    return sum(getattr(found, key) == value for key, value in wanted.items()) / len(wanted)
+
+
+def _facts_of(name: str) -> dict[str, Any]:
+    return next(wanted for row, wanted, _ in FAMILIES if row == name)
+
+
+def _family(path: Path, found: Facts, wish: Wish, why: list[str]) -> str:
+    """The row of `FAMILIES` that the U-Net is of."""
     if wish.family is not None:
-        if wish.family not in runs:
+        if wish.family not in READ:
             raise UserError(
-                f"The family '{shown(wish.family)}' is not known.{nearest(wish.family, runs)} Known are "
-                f"{', '.join(sorted(runs))}."
+                f"The family '{shown(wish.family)}' is not known.{nearest(wish.family, READ)} Known are "
+                f"{', '.join(sorted(READ))}."
             )
-        why.append(f"it is {wish.family}, as --family says ({facts})")
-        return wish.family
-    for name, fits, lacks in FAMILIES:
-        if fits(facts):
+        # --family sd1 may be said of each of its layouts: the channels tell which
+        rows = [wish.family, *(row for row in READ if _table(row)["family"] == wish.family)]
+        name = next((row for row in rows if _facts_of(row)["channels"] == found.channels), wish.family)
+        why.append(f"it is {_table(name)['title']}, as --family says ({found})")
+        return name
+    for name, wanted, lacks in FAMILIES:
+        if _agree(found, wanted) == 1:
             if lacks is not None:
-                raise UserError(f"{shown(path)} is {name} ({facts}); {lacks} come with a later version.")
-            why.append(f"{_table(name)['title']}: {facts}")
+                raise UserError(f"{shown(path)} is {name} ({found}); {lacks} come with a later version.")
+            why.append(f"{_table(name)['title']}: {found}")
             return name
-    like = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
-    closest = like.get(facts.context or 0, "sd2" if facts.linear else "sd1")
+    closest = max(READ, key=lambda name: _agree(found, _facts_of(name)))
     raise UserError(
-        f"{shown(path)} is a U-Net of no known family ({facts}); {closest} is the nearest: say --family {closest} if "
+        f"{shown(path)} has a U-Net of no known family ({found}); {closest} is the nearest: say --family {closest} if "
         f"it is one."
     )
 
 
 @functools.cache
-def _table(family: str) -> dict[str, Any]:
-    table: dict[str, Any] = json.loads((HERE / f"{family}.json").read_text(encoding="utf-8"))
-    return table
+def _table(name: str) -> dict[str, Any]:
+    """What a family's file says; where it is like another, on top of what that one says (null takes away)."""
+    table: dict[str, Any] = json.loads((HERE / f"{name}.json").read_text(encoding="utf-8"))
+    return _over(_table(table.pop("like")), table) if "like" in table else table
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    changed = {
+        key: _over(below[key], value) if isinstance(value, dict) and key in below else value
+        for key, value in above.items()
+    }
+    return {key: value for key, value in (below | changed).items() if key not in above or above[key] is not None}
 
 
 def _under(file: Source, prefix: str) -> dict[str, str]:
@@ -237,7 +368,11 @@ def _part(
         heads = wish.heads or how.get("heads")
         if wish.heads:
             why.append(f"{wish.heads} attention heads, as --heads says")
-        return UNetConfig.from_dict(original.unet(shapes, heads, how.get("head_size"))), names.UNET
+        else:
+            size = f"{heads} attention heads" if heads else f"attention heads of size {how['head_size']}"
+            why.append(f"{size}, as the family has them: shapes do not say")
+        config = original.unet(shapes, heads, how.get("head_size")) | how.get("config", {})
+        return UNetConfig.from_dict(config), names.UNET
     if part == "vae":
         return VaeConfig.from_dict({**original.vae(shapes), **how.get("config", {})}), names.VAE
     if how["names"] == "openclip":
@@ -256,12 +391,13 @@ def _part(
     return ClipTextConfig.from_dict({**config, **numbers}), dialect
 
 
-def _fits(path: Path, configs: Mapping[str, Any]) -> None:
+def _fits(path: Path, table: dict[str, Any], channels: int, configs: Mapping[str, Any]) -> None:
+    """The parts belong together, and the U-Net takes as many channels as its family does."""
     unet, vae = configs["denoiser"], configs["vae"]
-    if unet.in_channels != vae.latent_channels or unet.out_channels != vae.latent_channels:
+    if unet.out_channels != vae.latent_channels or unet.in_channels != vae.latent_channels + channels - 4:
         raise UserError(
             f"{shown(path)} has a U-Net of {unet.in_channels} input and {unet.out_channels} output channels for "
-            f"latents of {vae.latent_channels}: inpainting, depth and edit models come with a later version."
+            f"latents of {vae.latent_channels}, but {table['title']} takes {channels} and gives 4."
         )
     context = sum(configs[part].hidden_size for part in ("text", "text_2") if part in configs)
     if set(unet.cross_attention_dim) != {context}:
@@ -269,6 +405,22 @@ def _fits(path: Path, configs: Mapping[str, Any]) -> None:
             f"{shown(path)} has a U-Net that reads text of width {unet.cross_attention_dim[0]}, but its text encoders "
             f"give {context}: its parts do not belong together."
         )
+
+
+def _low_scale(path: Path, file: Source, values: dict[str, Any], why: list[str]) -> LowScaleConfig:
+    """The upscaler's schedule for its small picture: the family's, with the range that the file's own table has."""
+    config = LowScaleConfig.from_dict(values)
+    name = "low_scale_model.betas"
+    if name not in file.tensors:
+        why.append("the file has no schedule for the small picture (low_scale_model.betas): the family's own is taken")
+        return config
+    betas = _values(file, name)
+    if betas.shape == (config.num_train_timesteps,) and np.isfinite(betas).all() and 0 < betas[0] < betas[-1] < 1:
+        start, end = (float(f"{beta:.3g}") for beta in (betas[0], betas[-1]))
+        if np.allclose(betas, np.linspace(start**0.5, end**0.5, len(betas)) ** 2, rtol=5e-3, atol=1e-7):
+            why.append(f"the small picture is noised by betas from {start} to {end}, as {name} says")
+            return LowScaleConfig.from_dict({**values, "beta_start": start, "beta_end": end})
+    raise UserError(f"{shown(path)} noises the small picture by a schedule that is not known ({name}).")
 
 
 def _prediction(path: Path, file: Source, table: dict[str, Any], wish: Wish, why: list[str]) -> tuple[str, bool]:
@@ -309,15 +461,20 @@ def _guessed(file: Source, why: list[str]) -> str:
     if name not in file.tensors:
         why.append("nothing says what it predicts; v is the family's usual: --prediction epsilon says otherwise")
         return "v"
-    bits = file.raw(name)
-    values = from_bfloat16(bits) if file.tensors[name].dtype == "BF16" else bits
-    spread = float(np.std(values.astype(np.float64)))
+    spread = float(np.std(_values(file, name)))
     guess = "v" if spread > 0.09 else "epsilon"
     why.append(
         f"a guess: it predicts {guess}, since {name.removeprefix(UNET)} has a deviation of {spread:.3f} (v above "
         f"0.09); --prediction says otherwise"
     )
     return guess
+
+
+def _values(file: Source, name: str) -> np.ndarray:
+    """A tensor's numbers as float64."""
+    bits = file.raw(name)
+    plain: np.ndarray = from_bfloat16(bits) if file.tensors[name].dtype == "BF16" else bits
+    return plain.astype(np.float64)
 
 
 def _left_out(file: Source, used: set[str]) -> dict[str, str]:
@@ -349,6 +506,11 @@ def _vocabulary() -> tuple[dict[str, int], list[str]]:
     letters = sorted(LETTERS.values(), key=lambda letter: (ord(letter) >= 256, ord(letter)))
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(m.split(" ")) for m in merges), BOS, EOS]
     return {token: number for number, token in enumerate(tokens)}, merges
+
+
+def _tokenizers(parts: Mapping[str, Any], part: str) -> dict[str, bytes]:
+    """The files of a text encoder's tokenizer; none where there is no such part."""
+    return _tokenizer(parts[part]["pad"]) if part in parts else {}
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mlxldm.errors import UserError
-from mlxldm.folder import Folder, Manifest, open_folder
+from mlxldm.folder import Folder, Manifest, Packed, open_folder
 from mlxldm.tensors import Tensor, from_bfloat16, shown
 
 from .detect import NO_WISH, Found, Wish, detect
@@ -84,6 +84,14 @@ class View:
         """One tensor, in our layout. bfloat16 comes as float32; float16 stays float16."""
         array = self.raw(part, name)
         return from_bfloat16(array) if self.plans[part].steps[name].tensor.dtype == "BF16" else array
+
+    def groups(self, part: str) -> dict[str, int]:
+        """Empty: other programs' files are not in MLX's quantized form."""
+        return {}
+
+    def packed(self, part: str, name: str) -> Packed:
+        """Nothing here is quantized."""
+        raise KeyError(name)
 
     def tokenizer_files(self, number: int = 1) -> dict[str, bytes]:
         """The tokenizer's files, by name."""

@@ -86,7 +86,11 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
         )
     )
     pull = command("pull", _pull, "download a model from the Hugging Face hub and remember it")
-    pull.add_argument("id", metavar="HUB-ID", help="owner/name, as the hub has it")
+    pull.add_argument(
+        "id",
+        metavar="HUB-ID",
+        help="owner/name, as the hub has it; owner/name/FILE: one checkpoint of several; or the web address of either",
+    )
     models = command(
         "models",
         _models,
@@ -286,14 +290,17 @@ def find(name: str | None) -> Folder:
 def _pull(args: argparse.Namespace) -> int:
     from . import hub
 
+    name = hub.wanted(args.id).name
     bar = Bar()
     try:
         bar.show("asking the hub")
         path = hub.pull(args.id, bar.move)
     finally:
         bar.clear()
+    if name != args.id:
+        say(f"its name here: {name}")
     if args.json:
-        _print_json({"id": args.id, "path": str(path)})
+        _print_json({"id": name, "path": str(path)})
     else:
         print(path)
     return 0
@@ -369,10 +376,13 @@ def describe(folder: Folder) -> dict[str, Any]:
     manifest = folder.manifest
     parts = {}
     for part in manifest.parts:
-        tensors = folder.names(part).values()
+        tensors, packed = folder.names(part), folder.groups(part)
+        kinds = {tensor.dtype for name, tensor in tensors.items() if name not in packed}
+        if packed and manifest.quantization:
+            kinds.add(f"{manifest.quantization['bits']}-bit")
         parts[part] = {
-            "parameters": sum(math.prod(tensor.shape) for tensor in tensors),
-            "dtypes": sorted({tensor.dtype for tensor in tensors}),
+            "parameters": sum(math.prod(tensor.shape) for tensor in tensors.values()),
+            "dtypes": sorted(kinds),
             "bytes": folder.nbytes(part),
         }
     return {
@@ -386,6 +396,7 @@ def describe(folder: Folder) -> dict[str, Any]:
         "schedule": {key: value for key, value in manifest.schedule.to_dict().items() if value is not None},
         "source": manifest.source,
         "license": manifest.license,
+        "quantization": manifest.quantization,
     }
 
 

@@ -150,6 +150,46 @@ def _per_level(values: Mapping[str, Any], key: str, levels: int, default: Any) -
     return [value] * levels
 
 
+def _uneven(values: Mapping[str, Any], levels: int) -> dict[str, Any]:
+    """diffusers' transformer layers, where they are given block by block, as our fields; {} where they are not.
+
+    diffusers writes a list for a level whose blocks differ, and then the way up in a setting of its own. What is said
+    for a level without transformers counts for nothing, and the form that says least is chosen, so that two configs of
+    one network are the same.
+    """
+    down, up = values.get("transformer_layers_per_block", 1), values.get("reverse_transformer_layers_per_block")
+    down = list(down) if isinstance(down, list | tuple) else [down] * levels
+    if up is None:
+        if not any(isinstance(level, list | tuple) for level in down):
+            return {}
+        raise UserError(
+            "The U-Net config has transformer_layers_per_block with a number for each block, but lacks "
+            "reverse_transformer_layers_per_block, which says them for the way up."
+        )
+    counts = values["layers_per_block"]
+    fit = isinstance(up, list | tuple) and len(up) == len(down) == levels
+    if not fit or not all(isinstance(count, int) and 0 < count <= MAX_LAYERS for count in counts):
+        raise UserError(f"The U-Net config's transformer layers are not those of {levels} levels of blocks.")
+    # the first number of a level: the middle has the last level's
+    first = [level[0] if isinstance(level, list | tuple) and level else level for level in down]
+    found, even = [], []
+    for way, plain, more in ((down, "DownBlock2D", 0), (up, "UpBlock2D", 1)):
+        kinds = values.get("up_block_types" if more else "down_block_types")
+        kinds = kinds if isinstance(kinds, list | tuple) and len(kinds) == levels else [None] * levels
+        backwards = slice(None, None, -1 if more else 1)
+        usual = [[n] * (count + more) for n, count in zip(first[backwards], counts[backwards], strict=True)]
+        even.append(usual)
+        found.append(
+            [
+                same if kind == plain else list(level) if isinstance(level, list | tuple) else [level] * len(same)
+                for level, same, kind in zip(way, usual, kinds, strict=True)
+            ]
+        )
+    if found == even:
+        return {"transformer_layers_per_block": first}
+    return {"transformer_layers_per_block": first, "uneven_layers_down": found[0], "uneven_layers_up": found[1]}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The parts
 
@@ -249,7 +289,6 @@ class UNetConfig(_Strict):
         "center_input_sample": (False,),
         "downsample_padding": (1,),
         "mid_block_scale_factor": (1,),
-        "reverse_transformer_layers_per_block": (None,),
         "encoder_hid_dim": (None,),
         "encoder_hid_dim_type": (None,),
         "dual_cross_attention": (False,),
@@ -271,10 +310,14 @@ class UNetConfig(_Strict):
     sample_size: tuple[int, ...] | None = None  # (height, width) of the latents it was trained on
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
     down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
-    mid_block_type: str | None = "UNetMidBlock2DCrossAttn"
+    mid_block_type: str | None = "UNetMidBlock2DCrossAttn"  # or "UNetMidBlock2D": one residual block and nothing else
     up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
     layers_per_block: tuple[int, ...] = (2, 2, 2, 2)
     transformer_layers_per_block: tuple[int, ...] = (1, 1, 1, 1)
+    # Models from which layers were taken away (SSD-1B): the layers of each block's transformer, level by level, down
+    # from the first and up from the last. None: every block of a level has what the line above says.
+    uneven_layers_down: tuple[tuple[int, ...], ...] | None = None
+    uneven_layers_up: tuple[tuple[int, ...], ...] | None = None
     heads: tuple[int, ...] = (8, 8, 8, 8)
     cross_attention_dim: tuple[int, ...] = (1280, 1280, 1280, 1280)
     only_cross_attention: tuple[bool, ...] = (False, False, False, False)
@@ -299,6 +342,19 @@ class UNetConfig(_Strict):
         """How many resolutions the U-Net has."""
         return len(self.block_out_channels)
 
+    def layers_down(self, level: int) -> tuple[int, ...]:
+        """The layers of each transformer of a level on the way down."""
+        if self.uneven_layers_down is not None:
+            return self.uneven_layers_down[level]
+        return (self.transformer_layers_per_block[level],) * self.layers_per_block[level]
+
+    def layers_up(self, place: int) -> tuple[int, ...]:
+        """The layers of each transformer on the way up; place 0 is the lowest level."""
+        if self.uneven_layers_up is not None:
+            return self.uneven_layers_up[place]
+        level = self.levels - 1 - place
+        return (self.transformer_layers_per_block[level],) * (self.layers_per_block[level] + 1)
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """From diffusers' `unet/config.json` or from our own `to_dict()`."""
@@ -314,7 +370,10 @@ class UNetConfig(_Strict):
         named, dims = read.pop("num_attention_heads", None), read.pop("attention_head_dim", 8)
         if "heads" not in read:
             read["heads"] = named if named is not None else dims
-        defaults = {"layers_per_block": 2, "transformer_layers_per_block": 1, "heads": 8, "cross_attention_dim": 1280}
+        read["layers_per_block"] = _per_level(read, "layers_per_block", levels, 2)
+        read |= _uneven(read, levels)
+        read.pop("reverse_transformer_layers_per_block", None)
+        defaults = {"transformer_layers_per_block": 1, "heads": 8, "cross_attention_dim": 1280}
         for key, default in {**defaults, "only_cross_attention": False}.items():
             read[key] = _per_level(read, key, levels, default)
         if read.get("mid_block_only_cross_attention") is None:
@@ -333,12 +392,10 @@ class UNetConfig(_Strict):
         _positive(self, what, "projection_class_embeddings_input_dim")
         _one_of(self, what, "down_block_types", *DOWN_BLOCKS)
         _one_of(self, what, "up_block_types", *UP_BLOCKS)
-        _one_of(self, what, "mid_block_type", "UNetMidBlock2DCrossAttn", None)
+        _one_of(self, what, "mid_block_type", "UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None)
         _one_of(self, what, "act_fn", "silu")
         _one_of(self, what, "resnet_time_scale_shift", "default", "scale_shift")
-        _one_of(
-            self, what, "class_embed_type", None, "timestep", "identity", "projection", "simple_projection"
-        )
+        _one_of(self, what, "class_embed_type", None, "timestep", "identity", "projection", "simple_projection")
         _one_of(self, what, "addition_embed_type", None, "text_time")
         if self.sample_size is not None and len(self.sample_size) != 2:
             raise UserError(f"The U-Net config's sample_size is {_short(self.sample_size)}; (height, width) is meant.")
@@ -356,8 +413,11 @@ class UNetConfig(_Strict):
                     f"The U-Net config's {name} has {len(getattr(self, name))} entries, but block_out_channels has "
                     f"{self.levels}."
                 )
+        self._check_uneven()
         pairs = zip(self.layers_per_block, self.transformer_layers_per_block, strict=True)
         stacked = sum(layers * inner for layers, inner in pairs)
+        stacked += sum(sum(level) for level in self.uneven_layers_down or ())
+        stacked += sum(sum(level) for level in self.uneven_layers_up or ())
         if stacked > 4096:
             raise UserError(f"The U-Net config stacks {stacked} layers, which no model does.")
         for width, heads in zip(self.block_out_channels, self.heads, strict=True):
@@ -374,18 +434,43 @@ class UNetConfig(_Strict):
                 "The U-Net config has addition_embed_type 'text_time' but lacks addition_time_embed_dim or "
                 "projection_class_embeddings_input_dim."
             )
-        if self.class_embed_type is not None and self.class_embed_type.endswith("projection") and (
-            self.projection_class_embeddings_input_dim is None
+        if (
+            self.class_embed_type is not None
+            and self.class_embed_type.endswith("projection")
+            and (self.projection_class_embeddings_input_dim is None)
         ):
             raise UserError(
                 f"The U-Net config has class_embed_type '{self.class_embed_type}' but lacks "
                 f"projection_class_embeddings_input_dim."
             )
 
+    def _check_uneven(self) -> None:
+        if (self.uneven_layers_down is None) != (self.uneven_layers_up is None):
+            raise UserError(
+                "The U-Net config says the transformer layers of one way only, down or up, but not of both."
+            )
+        for name, ways in (
+            ("uneven_layers_down", self.uneven_layers_down),
+            ("uneven_layers_up", self.uneven_layers_up),
+        ):
+            if ways is None:
+                continue
+            blocks = (
+                self.layers_per_block if name.endswith("down") else [n + 1 for n in reversed(self.layers_per_block)]
+            )
+            if [len(level) for level in ways] != list(blocks) or not all(n > 0 for level in ways for n in level):
+                raise UserError(
+                    f"The U-Net config's {name} is {_short(ways)}, but one number above 0 for each of "
+                    f"{_short(list(blocks))} blocks was expected."
+                )
+
     def to_diffusers(self) -> dict[str, Any]:
         """Keyword arguments for diffusers' `UNet2DConditionModel`."""
         values = self.to_dict()
         values["attention_head_dim"] = values.pop("heads")
+        down, up = values.pop("uneven_layers_down"), values.pop("uneven_layers_up")
+        if down is not None:
+            values |= {"transformer_layers_per_block": down, "reverse_transformer_layers_per_block": up}
         if self.sample_size is not None and self.sample_size[0] == self.sample_size[1]:
             values["sample_size"] = self.sample_size[0]
         if len(set(self.cross_attention_dim)) == 1:
@@ -603,6 +688,52 @@ class ScheduleConfig(_Strict):
         if values.get("algorithm_type") == "sde-dpmsolver++" and name == "DPMSolverMultistepScheduler":
             read["sampler"] = "dpmpp_2m_sde"
         return cls.from_dict({**read, "options": options})
+
+
+@dataclass(frozen=True)
+class LowScaleConfig(_Strict):
+    """How the small picture that an upscaler enlarges is noised first: a schedule of its own, in pixels.
+
+    The noise level of a job is a training step of this schedule, and the class that the U-Net is told.
+    """
+
+    WHAT: ClassVar[str] = "low scale"
+
+    beta_schedule: str = "scaled_linear"  # or "linear"
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
+    num_train_timesteps: int = 1000
+    most: int = 350  # the highest level it was trained with
+    level: int = 20  # where nothing is said
+
+    def __post_init__(self) -> None:
+        _one_of(self, self.WHAT, "beta_schedule", "scaled_linear", "linear")
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise UserError(
+                f"The low scale config has betas from {self.beta_start} to {self.beta_end}, but they must rise between "
+                f"0 and 1."
+            )
+        if not 0 <= self.level <= self.most < self.num_train_timesteps <= 100_000:
+            raise UserError(
+                f"The low scale config has noise levels to {self.most} of {self.num_train_timesteps}, and {self.level} "
+                f"if nothing is said; they must lie within each other."
+            )
+
+    @classmethod
+    def from_diffusers(cls, values: Mapping[str, Any], most: Any = 350) -> Self:
+        """From the `scheduler_config.json` of a pipeline's `low_res_scheduler`, and its `max_noise_level`."""
+        schedule = ScheduleConfig.from_diffusers(values)
+        if schedule.trained_betas is not None:
+            raise UserError("The low scale config has a table of betas, which this version does not read.")
+        most = _check(most, int, "The pipeline's max_noise_level")
+        return cls(
+            schedule.beta_schedule,
+            schedule.beta_start,
+            schedule.beta_end,
+            schedule.num_train_timesteps,
+            most,
+            min(20, max(most, 0)),
+        )
 
 
 @dataclass(frozen=True)

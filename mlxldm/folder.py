@@ -5,8 +5,9 @@
     tokenizer/  [tokenizer_2/]
 
 Tensors have diffusers' parameter names (CLIP with the `text_model.` prefix), convolutions are channel-last (OHWI), 1x1
-convolutions are plain matrices [out, in]. The layout is declared, in `model.json` and in each file's metadata, because
-it cannot be seen from shapes: `encoder.conv_in` of an autoencoder is (128, 3, 3, 3) in either order.
+convolutions are plain matrices [out, in]. Of a quantized matrix NAME.weight there are three: NAME.weight (its codes,
+packed), NAME.scales and NAME.biases, see `quantized.py`. The layout is declared, in `model.json` and in each file's
+metadata, because it cannot be seen from shapes: `encoder.conv_in` of an autoencoder is (128, 3, 3, 3) in either order.
 
 Whoever presents a model (a folder written by us, or another program's checkpoint seen through the converter) does it as
 a `Folder`: the manifest, and tensors read one by one when asked for.
@@ -23,18 +24,19 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mlxldm.config import ClipTextConfig, Defaults, ScheduleConfig, UNetConfig, VaeConfig
+from mlxldm import quantized
+from mlxldm.config import ClipTextConfig, Defaults, LowScaleConfig, ScheduleConfig, UNetConfig, VaeConfig
 from mlxldm.errors import UserError, nearest
 from mlxldm.parameters import parameters
 from mlxldm.tensors import Tensor, TensorFile, open_regular, shown
 
-__all__ = ["FORMAT", "LAYOUT", "PARTS", "Folder", "Manifest", "Tensor", "open_folder"]
+__all__ = ["FORMAT", "LAYOUT", "PARTS", "Folder", "Manifest", "Packed", "Tensor", "open_folder"]
 
 FORMAT = 1
 LAYOUT = "OHWI"
 PARTS = ("text", "text_2", "denoiser", "vae")
-FAMILIES = ("sd1", "sd2", "sdxl")
-TASKS = ("text-to-image",)
+FAMILIES = ("sd1", "sd2", "sdxl", "sdxl-refiner", "upscaler")
+TASKS = ("text-to-image", "inpaint", "edit", "depth", "refine", "upscale")
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 MAX_JSON = 16 << 20  # bytes of a json file we read whole
@@ -53,17 +55,18 @@ class Manifest:
     """
 
     name: str
-    family: str  # "sd1", "sd2", "sdxl"
+    family: str  # of FAMILIES
     text: ClipTextConfig
     denoiser: UNetConfig
     vae: VaeConfig
     text_2: ClipTextConfig | None = None
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     defaults: Defaults = field(default_factory=Defaults)
-    task: str = "text-to-image"
+    task: str = "text-to-image"  # of TASKS
+    low_scale: LowScaleConfig | None = None  # upscalers: how the small picture is noised
     layout: str = LAYOUT
     format: int = FORMAT
-    quantization: dict[str, Any] | None = None
+    quantization: dict[str, Any] | None = None  # {"mode": "affine", "bits": 8, "group": 64}: the largest group
     source: dict[str, Any] = field(default_factory=dict)
     license: str | None = None
     zeros_for_empty: bool = False  # SDXL: a negative prompt that was not given is zeros, not the empty prompt
@@ -85,6 +88,7 @@ class Manifest:
             "parts": {part: config.to_dict() for part, config in self.parts.items()},
             "schedule": self.schedule.to_dict(),
             "defaults": self.defaults.to_dict(),
+            "low_scale": None if self.low_scale is None else self.low_scale.to_dict(),
             "quantization": self.quantization,
             "source": self.source,
             "license": self.license,
@@ -106,7 +110,7 @@ class Manifest:
                 f"{where} says layout {values.get('layout')!r}, but {LAYOUT!r} was expected: convert the model again."
             )
         wanted = {"name": str, "family": str, "task": str, "parts": Mapping, "schedule": Mapping, "defaults": Mapping}
-        known = [*wanted, "format", "layout", "quantization", "source", "license", "zeros_for_empty"]
+        known = [*wanted, "format", "layout", "quantization", "source", "license", "zeros_for_empty", "low_scale"]
         for key in values:
             if key not in known:
                 raise UserError(f"{where} has the key '{str(key)[:80]}', which is not known.{nearest(str(key), known)}")
@@ -124,12 +128,18 @@ class Manifest:
             if part not in parts:
                 raise UserError(f"{where} has no part '{part}': the model folder is not complete.")
         quantization = values.get("quantization")
-        if quantization is not None:
-            raise UserError(f"{where} says the model is quantized, which this version does not read: update mlxldm.")
+        if quantization is not None and not _known_quantization(quantization):
+            raise UserError(
+                f"{where} says the model is quantized in a way that this version does not read "
+                f"({json.dumps(quantization)[:80]}): update mlxldm."
+            )
         source, licence = values.get("source", {}), values.get("license")
         zeros = values.get("zeros_for_empty", False)
         if not isinstance(source, Mapping) or not isinstance(licence, str | None) or not isinstance(zeros, bool):
             raise UserError(f"{where} has a source, license or zeros_for_empty of the wrong kind: convert again.")
+        low_scale = values.get("low_scale")
+        if (values["task"] == "upscale") != (low_scale is not None):
+            raise UserError(f"{where} has a low_scale, or lacks one, that its task {values['task']} does not ask for.")
         return cls(
             name=values["name"],
             family=values["family"],
@@ -140,10 +150,33 @@ class Manifest:
             vae=VaeConfig.from_dict(parts["vae"]),
             schedule=ScheduleConfig.from_dict(values["schedule"]),
             defaults=Defaults.from_dict(values["defaults"]),
+            low_scale=None if low_scale is None else LowScaleConfig.from_dict(low_scale),
+            quantization=quantization,
             source=dict(source),
             license=licence,
             zeros_for_empty=zeros,
         )
+
+
+def _known_quantization(values: Any) -> bool:
+    return (
+        isinstance(values, dict)
+        and set(values) == {"mode", "bits", "group"}
+        and values["mode"] == "affine"
+        and values["bits"] in quantized.BITS
+        and values["group"] in quantized.GROUPS
+    )
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A quantized matrix as it is stored: MLX's affine codes, and what they are in."""
+
+    codes: np.ndarray  # uint32 (out, in * bits / 32)
+    scales: np.ndarray  # float16 (out, in / group)
+    biases: np.ndarray  # float16 (out, in / group)
+    bits: int
+    group: int
 
 
 class Folder(Protocol):
@@ -156,7 +189,19 @@ class Folder(Protocol):
         ...
 
     def read(self, part: str, name: str) -> np.ndarray:
-        """One tensor, in our layout. bfloat16 comes as float32; float16 stays float16."""
+        """One tensor, in our layout. bfloat16 comes as float32; float16 stays float16, and so come quantized ones."""
+        ...
+
+    def raw(self, part: str, name: str) -> np.ndarray:
+        """One tensor, in our layout, with its stored bits: bfloat16 as uint16. For what is not quantized."""
+        ...
+
+    def groups(self, part: str) -> dict[str, int]:
+        """The matrices that are stored quantized, with the size of their groups."""
+        ...
+
+    def packed(self, part: str, name: str) -> Packed:
+        """One of the quantized matrices as its codes."""
         ...
 
     def tokenizer_files(self, number: int = 1) -> dict[str, bytes]:
@@ -165,6 +210,10 @@ class Folder(Protocol):
 
     def nbytes(self, part: str) -> int:
         """How many bytes the part's tensors take as stored."""
+        ...
+
+    def hashes(self) -> dict[str, str]:
+        """The sha256 of every weight file this model comes from, by its name."""
         ...
 
 
@@ -240,6 +289,11 @@ def check(part: str, found: Mapping[str, Tensor], config: Any, where: str) -> No
         raise UserError(f"{where}: {len(wrong)} tensors are not of the shape the {part}'s config says: {_some(named)}.")
 
 
+def beside(name: str, what: str) -> str:
+    """ "a.b.weight" -> "a.b.scales"."""
+    return f"{name.rpartition('.')[0]}.{what}"
+
+
 def _some(names: list[str]) -> str:
     """The first five names, and whether there are more."""
     return ", ".join(shown(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")
@@ -252,6 +306,8 @@ class _Written:
         self.path = path
         self.manifest = Manifest.from_json(read_json(path / "model.json"), shown(path / "model.json"))
         self._files: dict[str, TensorFile] = {}
+        self._groups: dict[str, dict[str, int]] = {}
+        self._tensors: dict[str, dict[str, Tensor]] = {}  # as if nothing were quantized
         for part, config in self.manifest.parts.items():
             file = member(path, f"{part}.safetensors")
             if file is None:
@@ -262,13 +318,60 @@ class _Written:
                     f"{shown(file)} has no layout mark of mlxldm, so it was not written by mlxldm-convert: "
                     f"convert the model again."
                 )
-            check(part, opened.tensors, config, shown(file))
+            self._groups[part] = groups = self._quantized(opened, config, shown(file))
+            self._tensors[part] = tensors = dict(opened.tensors)
+            for name in groups:
+                tensors[name] = Tensor("F16", parameters(config)[name])
+                del tensors[beside(name, "scales")], tensors[beside(name, "biases")]
+            check(part, tensors, config, shown(file))
+
+    def _quantized(self, file: TensorFile, config: Any, where: str) -> dict[str, int]:
+        """The group of every quantized matrix: it has scales, and the three are of the shapes its config says."""
+        groups: dict[str, int] = {}
+        how = self.manifest.quantization
+        if how is None:
+            return groups
+        for name, shape in parameters(config).items():
+            three = [file.tensors.get(key) for key in (name, beside(name, "scales"), beside(name, "biases"))]
+            if three[1] is None or not name.endswith(".weight"):
+                continue
+            groups[name] = group = shape[-1] // max(three[1].shape[-1], 1) if three[1].shape else 0
+            expected: list[Tensor] | None = None
+            if group in quantized.GROUPS and quantized.fits(shape, group):
+                shapes = quantized.packed_shapes(shape, how["bits"], group)
+                expected = [Tensor(dtype, size) for dtype, size in zip(("U32", "F16", "F16"), shapes, strict=True)]
+            if three != expected:
+                raise UserError(
+                    f"{where}: {shown(name)} is not a matrix of {list(shape)} in {how['bits']} bits with its scales "
+                    f"and biases in float16: the folder is damaged, convert the model again."
+                )
+        return groups
 
     def names(self, part: str) -> dict[str, Tensor]:
-        return dict(self._files[part].tensors)
+        return dict(self._tensors[part])
 
     def read(self, part: str, name: str) -> np.ndarray:
-        return self._files[part].read(name)
+        if name not in self._groups[part]:
+            return self._files[part].read(name)
+        packed = self.packed(part, name)
+        return quantized.dequantize(packed.codes, packed.scales, packed.biases, packed.bits, packed.group)
+
+    def raw(self, part: str, name: str) -> np.ndarray:
+        return self._files[part].raw(name)
+
+    def groups(self, part: str) -> dict[str, int]:
+        return dict(self._groups[part])
+
+    def packed(self, part: str, name: str) -> Packed:
+        assert self.manifest.quantization is not None
+        file = self._files[part]
+        codes, scales, biases = (file.raw(key) for key in (name, beside(name, "scales"), beside(name, "biases")))
+        return Packed(codes, scales, biases, self.manifest.quantization["bits"], self._groups[part][name])
+
+    def hashes(self) -> dict[str, str]:
+        """The sha256 of what this folder came from, as its manifest has it."""
+        sums = self.manifest.source.get("sha256", {})
+        return dict(sums) if isinstance(sums, dict) else {}
 
     def tokenizer_files(self, number: int = 1) -> dict[str, bytes]:
         return tokenizer_files(self.path, "tokenizer" if number == 1 else f"tokenizer_{number}")

@@ -69,6 +69,7 @@ def resolve(job: Job, manifest: Manifest) -> Job:
     Raises `UserError` with what was found and what to do. Resolving twice changes nothing.
     """
     own = manifest.defaults
+    _check_drawn(manifest)
     _check_plain(job)
     _check_picture_in(job)
     if manifest.denoiser.in_channels != manifest.vae.latent_channels:
@@ -103,6 +104,30 @@ def resolve(job: Job, manifest: Manifest) -> Job:
     )
     _plan(job, manifest)  # complains where steps, spacing, sampler and strength do not fit together
     return job
+
+
+# Models that open and convert, and wait for the code that draws with them: what each is for.
+WAITING = {
+    "inpaint": "inpainting (it takes a mask and the picture around it)",
+    "edit": "editing pictures as told (it takes the picture to edit)",
+    "depth": "pictures of a given depth (it takes a depth map)",
+    "refine": "refining pictures of Stable Diffusion XL",
+    "upscale": "making small pictures four times as large",
+}
+
+
+def _check_drawn(manifest: Manifest) -> None:
+    unet = manifest.denoiser
+    if manifest.task in WAITING:
+        raise UserError(
+            f"{manifest.name} is a model for {WAITING[manifest.task]}: it opens and converts, but this version does "
+            f"not draw with it."
+        )
+    if unet.uneven_layers_down is not None or unet.mid_block_type == "UNetMidBlock2D":
+        raise UserError(
+            f"{manifest.name} is a model from which layers were taken away, as from SSD-1B and Vega: it opens and "
+            f"converts, but this version does not draw with it."
+        )
 
 
 def _check_plain(job: Job) -> None:

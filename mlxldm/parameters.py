@@ -90,29 +90,30 @@ def _unet(c: UNetConfig) -> Pairs:
     wide = first
     for level in range(c.levels):
         block, out = f"down_blocks.{level}", c.block_out_channels[level]
-        for j in range(c.layers_per_block[level]):
+        for j, depth in enumerate(c.layers_down(level)):
             yield from _resnet(f"{block}.resnets.{j}", wide, out, time, c)
             if c.down_block_types[level] == "CrossAttnDownBlock2D":
-                yield from _transformer(f"{block}.attentions.{j}", level, c.only_cross_attention[level], c)
+                yield from _transformer(f"{block}.attentions.{j}", level, depth, c.only_cross_attention[level], c)
             wide = out
         if level != last:
             yield from _conv(f"{block}.downsamplers.0.conv", out, out)
 
     if c.mid_block_type is not None:
         yield from _resnet("mid_block.resnets.0", wide, wide, time, c)
-        yield from _transformer("mid_block.attentions.0", last, False, c)
+    if c.mid_block_type == "UNetMidBlock2DCrossAttn":
+        yield from _transformer("mid_block.attentions.0", last, c.transformer_layers_per_block[last], False, c)
         yield from _resnet("mid_block.resnets.1", wide, wide, time, c)
 
     for i in range(c.levels):
         level = last - i  # upwards the levels come in reverse, and so does every per-level setting but the block types
         block, out = f"up_blocks.{i}", c.block_out_channels[level]
         below = c.block_out_channels[max(level - 1, 0)]
-        layers = c.layers_per_block[level] + 1
-        for j in range(layers):
-            skip = below if j == layers - 1 else out
+        depths = c.layers_up(i)
+        for j, depth in enumerate(depths):
+            skip = below if j == len(depths) - 1 else out
             yield from _resnet(f"{block}.resnets.{j}", wide + skip, out, time, c)
             if c.up_block_types[i] == "CrossAttnUpBlock2D":
-                yield from _transformer(f"{block}.attentions.{j}", level, c.only_cross_attention[level], c)
+                yield from _transformer(f"{block}.attentions.{j}", level, depth, c.only_cross_attention[level], c)
             wide = out
         if i != last:
             yield from _conv(f"{block}.upsamplers.0.conv", out, out)
@@ -137,11 +138,11 @@ def _resnet(name: str, wide: int, out: int, time: int | None, c: UNetConfig | No
         yield from _linear(f"{name}.conv_shortcut", wide, out)
 
 
-def _transformer(name: str, level: int, only_cross: bool, c: UNetConfig) -> Pairs:
+def _transformer(name: str, level: int, depth: int, only_cross: bool, c: UNetConfig) -> Pairs:
     wide, context = c.block_out_channels[level], c.cross_attention_dim[level]
     yield from _norm(f"{name}.norm", wide)
     yield from _linear(f"{name}.proj_in", wide, wide)
-    for k in range(c.transformer_layers_per_block[level]):
+    for k in range(depth):
         block = f"{name}.transformer_blocks.{k}"
         yield from _norm(f"{block}.norm1", wide)
         yield from _attention(f"{block}.attn1", wide, context if only_cross else wide)

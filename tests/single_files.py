@@ -7,6 +7,7 @@ to diffusers' `from_single_file`.
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -18,8 +19,40 @@ from safetensors.torch import save_file
 SIZE = 49408  # CLIP's vocabulary, which single files rely on
 
 
+# The layouts of the families: {kind: (whose pipeline it is like, diffusers' class, what its U-Net has else)}
+LAYOUTS = {
+    "sd1-inpaint": ("sd1", "StableDiffusionInpaintPipeline", {"in_channels": 9}),
+    "sd1-edit": ("sd1", "StableDiffusionInstructPix2PixPipeline", {"in_channels": 8}),
+    "sd2-inpaint": ("sd2", "StableDiffusionInpaintPipeline", {"in_channels": 9}),
+    "sd2-depth": ("sd2", "StableDiffusionDepth2ImgPipeline", {"in_channels": 5}),
+    "sdxl-inpaint": ("sdxl", "StableDiffusionXLInpaintPipeline", {"in_channels": 9}),
+    "sdxl-edit": ("sdxl", "StableDiffusionXLInstructPix2PixPipeline", {"in_channels": 8}),
+    "ssd-1b": ("sdxl", "StableDiffusionXLPipeline", {
+        "transformer_layers_per_block": [1, [2, 2], [4, 4]], "mid_block_type": "UNetMidBlock2D",
+        "reverse_transformer_layers_per_block": [[4, 4, 10], [2, 1, 1], 1],
+    }),
+    "vega": ("sdxl", "StableDiffusionXLPipeline", {
+        "transformer_layers_per_block": (1, 1, 2), "mid_block_type": "UNetMidBlock2D",
+    }),
+    "sdxl-refiner": ("sdxl", "StableDiffusionXLImg2ImgPipeline", {
+        "block_out_channels": (64, 64, 128, 128), "attention_head_dim": (1, 1, 2, 2), "transformer_layers_per_block": 2,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "cross_attention_dim": 64, "projection_class_embeddings_input_dim": 5 * 256 + 64,
+    }),
+    "upscaler": ("sd2", "StableDiffusionUpscalePipeline", {
+        "in_channels": 7, "block_out_channels": (32, 64, 64, 128), "attention_head_dim": 8, "num_class_embeds": 1000,
+        "down_block_types": ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 3,
+        "up_block_types": ("CrossAttnUpBlock2D",) * 3 + ("UpBlock2D",), "cross_attention_dim": 128,
+        "only_cross_attention": (True, True, True, False),
+    }),
+}  # fmt: skip
+
+
 def pipeline(kind: str):
     """A tiny pipeline whose text encoders have CLIP's vocabulary, and heads and norms what the families have."""
+    if kind in LAYOUTS:
+        return _changed(kind)
     pipe = tiny.KINDS[kind]()
     groups = {"norm_num_groups": 32}  # cannot be seen in a file, and is this in all of them
     pipe.vae = tiny.vae(block_out_channels=(32, 32, 64, 64), **groups)
@@ -51,18 +84,56 @@ def pipeline(kind: str):
     return pipe
 
 
+def _changed(kind: str):
+    """A family's tiny pipeline with the U-Net, and what goes with it, of one of `LAYOUTS`."""
+    base, _, changes = LAYOUTS[kind]
+    pipe = pipeline(base)
+    pipe.unet = tiny.unet(**{key: value for key, value in pipe.unet.config.items() if key[0] != "_"} | changes)
+    if kind == "sdxl-refiner":
+        pipe.text_encoder = pipe.tokenizer = None
+    if kind == "upscaler":
+        ids = {"vocab_size": SIZE, "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
+        pipe.text_encoder = tiny.text_model(width=128, layers=3, act="gelu", num_attention_heads=2, **ids)
+        pipe.vae = tiny.vae(
+            block_out_channels=(32, 64, 64), down_block_types=("DownEncoderBlock2D",) * 3, norm_num_groups=32,
+            up_block_types=("UpDecoderBlock2D",) * 3, scaling_factor=0.08333, sample_size=256,
+        )  # fmt: skip
+    return pipe
+
+
+def folder(pipe, kind: str, path: Path) -> Path:
+    """The pipeline as a diffusers folder of its class."""
+    pipe.save_pretrained(path)
+    index = json.loads((path / "model_index.json").read_text())
+    if kind in LAYOUTS:
+        index["_class_name"] = LAYOUTS[kind][1]
+    if kind == "upscaler":
+        index |= {"low_res_scheduler": ["diffusers", "DDPMScheduler"], "max_noise_level": 350}
+        (path / "low_res_scheduler").mkdir()
+        noise = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+        config = {"_class_name": "DDPMScheduler", "variance_type": "fixed_small", "clip_sample": True, **noise}
+        (path / "low_res_scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    if kind == "sd2-depth":
+        index["depth_estimator"] = ["transformers", "DPTForDepthEstimation"]
+    (path / "model_index.json").write_text(json.dumps(index))
+    return path
+
+
 def original(pipe) -> dict[str, torch.Tensor]:
     """The whole pipeline as one state dict of the original code."""
-    xl = hasattr(pipe, "text_encoder_2")
+    xl, alone = hasattr(pipe, "text_encoder_2"), pipe.text_encoder is None
     linear = pipe.unet.config.use_linear_projection
     out = {f"model.diffusion_model.{_unet(name, pipe.unet)}": value for name, value in pipe.unet.state_dict().items()}
     for name, value in pipe.vae.state_dict().items():
-        theirs = _vae(name)
+        theirs = _vae(name, len(pipe.vae.config.block_out_channels) - 1)
         if ".attn_1." in theirs and value.ndim == 2:
             value = value[..., None, None]
         out[f"first_stage_model.{theirs}"] = value
-    clip = {name.removeprefix("text_model."): value for name, value in pipe.text_encoder.state_dict().items()}
-    if xl:
+    clip = {} if alone else {name.removeprefix("text_model."): value
+                             for name, value in pipe.text_encoder.state_dict().items()}  # fmt: skip
+    if alone:
+        out |= _openclip(pipe.text_encoder_2.state_dict(), "conditioner.embedders.0.model.")
+    elif xl:
         out |= {f"conditioner.embedders.0.transformer.text_model.{name}": value for name, value in clip.items()}
         out |= _openclip(pipe.text_encoder_2.state_dict(), "conditioner.embedders.1.model.")
     elif linear:
@@ -72,6 +143,10 @@ def original(pipe) -> dict[str, torch.Tensor]:
         out["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
     out["betas"] = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     out["alphas_cumprod"] = torch.cumprod(1 - out["betas"], 0)
+    if pipe.unet.config.num_class_embeds:
+        out["low_scale_model.betas"] = torch.linspace(0.0001**0.5, 0.02**0.5, 1000) ** 2
+    if pipe.unet.config.in_channels == 5:
+        out["depth_model.model.pretrained.cls_token"] = torch.zeros(1)
     return {name: value.detach().contiguous().clone() for name, value in out.items()}
 
 
@@ -95,6 +170,7 @@ def _unet(name: str, unet) -> str:
     for new, old in (
         ("time_embedding.linear_1", "time_embed.0"), ("time_embedding.linear_2", "time_embed.2"),
         ("add_embedding.linear_1", "label_emb.0.0"), ("add_embedding.linear_2", "label_emb.0.2"),
+        ("class_embedding.", "label_emb."),
         ("conv_in.", "input_blocks.0.0."), ("conv_norm_out.", "out.0."), ("conv_out.", "out.2."),
     ):  # fmt: skip
         name = name.replace(new, old)
@@ -124,7 +200,7 @@ def _unet(name: str, unet) -> str:
     return re.sub(r"up_blocks\.(\d+)\.(resnets|attentions|upsamplers)\.(\d+)(?:\.conv(?=\.))?", up, name)
 
 
-def _vae(name: str) -> str:
+def _vae(name: str, last: int) -> str:
     name = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", name)
     name = name.replace("mid_block.attentions.0", "mid.attn_1")
     if ".attn_1." in name:
@@ -132,8 +208,8 @@ def _vae(name: str) -> str:
             name = name.replace(new, old)
     name = re.sub(r"down_blocks\.(\d)\.resnets\.(\d)", r"down.\1.block.\2", name)
     name = re.sub(r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample", name)
-    name = re.sub(r"up_blocks\.(\d)\.resnets\.(\d)", lambda m: f"up.{3 - int(m[1])}.block.{m[2]}", name)
-    name = re.sub(r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{3 - int(m[1])}.upsample", name)
+    name = re.sub(r"up_blocks\.(\d)\.resnets\.(\d)", lambda m: f"up.{last - int(m[1])}.block.{m[2]}", name)
+    name = re.sub(r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{last - int(m[1])}.upsample", name)
     return name.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")
 
 

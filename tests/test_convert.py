@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -102,7 +101,7 @@ def test_both_layouts_of_one_model_are_the_same_model(tiny_folder):
 def test_a_written_folder_equals_the_view_tensor_by_tensor(tiny_folder, tmp_path):
     for kind in ("sd1", "sdxl"):
         source = view(tiny_folder(kind, "hub"))
-        path = write(source, tmp_path / kind)
+        path = write(source, tmp_path / kind).path
         written = open_folder(path)
         assert same(source, written) and written.manifest.name == kind
         assert written.manifest.parts == source.manifest.parts and written.manifest.schedule == source.manifest.schedule
@@ -118,12 +117,12 @@ DTYPES = [("float16", "F16", 1e-3), ("bfloat16", "BF16", 8e-3), ("float32", "F32
 @pytest.mark.parametrize("dtype, bits, error", DTYPES)
 def test_a_dtype_is_stored_for_every_tensor(tiny_folder, tmp_path, dtype, bits, error):
     source = view(tiny_folder("sd1", "hub"))
-    written = open_folder(write(source, tmp_path / "model", dtype=dtype))
+    written = open_folder(write(source, tmp_path / "model", dtype=dtype).path)
     for part in written.manifest.parts:
         assert {tensor.dtype for tensor in written.names(part).values()} == {bits}
         for name in written.names(part):
             assert np.allclose(written.read(part, name), source.read(part, name), rtol=error, atol=1e-6)
-    again = write(written, tmp_path / "again")  # as it is: bit for bit, bfloat16 too
+    again = write(written, tmp_path / "again").path  # as it is: bit for bit, bfloat16 too
     assert (again / "vae.safetensors").read_bytes() == (tmp_path / "model" / "vae.safetensors").read_bytes()
 
 
@@ -274,7 +273,7 @@ def reshaped(name):
 @pytest.mark.parametrize(
     "file, change, said",
     [
-        ("unet/diffusion_pytorch_model", dropped("conv_in.bias"), "lacks 1 of 440 tensors: conv_in.bias"),
+        ("unet/diffusion_pytorch_model", dropped("conv_in.bias"), "lacks 1 of the denoiser's 440 tensors: conv_in.bias"),
         ("vae/diffusion_pytorch_model", added("loss.logvar"), "no place in the part its config describes: loss.logvar"),
         ("unet/diffusion_pytorch_model", reshaped("conv_in.weight"), "is [40, 4, 3, 2], expected [40, 4, 3, 3]"),
         ("text_encoder/model", lambda t: {**t, "final_layer_norm.bias": np.zeros(32, np.float32)}, "which one"),
@@ -292,7 +291,7 @@ UNET = "unet/diffusion_pytorch_model.safetensors"
 FOREIGN = {
     "zip": (b"PK\x03\x04" + b"\0" * 26 + b"archive/data.pkl", "PyTorch checkpoint"),
     "legacy": (bytes.fromhex("80028a0a6cfc9c46f9206aa850192e") + b"\0" * 50, "PyTorch checkpoint"),
-    "pickle": (b"\x80\x04}.", "PyTorch checkpoint"),
+    "pickle": (b"\x80\x04}.", "bare pickle"),
     "gguf": (b"GGUF" + b"\0" * 50, "GGUF"),
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
     "html": (b"<!DOCTYPE html><html>", "web page"),
@@ -324,7 +323,6 @@ def test_another_kind_of_file_is_called_by_its_name(source, kind, capsys):
         (lambda s: (s / "model_index.json").write_text("{" * 100_000), "not JSON"),
         (lambda s: (s / "unet" / "config.json").unlink(), "no config.json"),
         (lambda s: (s / UNET).unlink(), "unet has no weights"),
-        (lambda s: (s / UNET).rename(s / "unet" / "diffusion_pytorch_model.bin"), "PyTorch pickle"),
         (lambda s: (s / UNET).rename(s / "unet" / "diffusion_flax_model.msgpack"), "another framework"),
         (lambda s: shutil.rmtree(s / "tokenizer"), "no tokenizer files"),
         (lambda s: shutil.rmtree(s / "scheduler"), "no scheduler_config.json"),
@@ -361,7 +359,7 @@ def test_numbers_that_are_none_or_do_not_fit_are_named_and_nothing_is_left(sourc
     with pytest.raises(UserError, match="conv_in.bias has numbers too large for float16"):
         write(view(source), out / "model", dtype="float16")
     rewrite(source / UNET, spoil(np.nan))
-    with pytest.raises(UserError, match="conv_in.bias holds NaN"):
+    with pytest.raises(UserError, match="1 numbers are NaN or infinite, the first in conv_in.bias"):
         write(view(source), out / "model")
     assert list(out.iterdir()) == []
 
@@ -382,8 +380,8 @@ def test_an_existing_target_is_never_touched(tiny_folder, tmp_path):
 
 @pytest.mark.parametrize("what", [KeyboardInterrupt, RuntimeError, OSError(28, "No space left on device")])
 def test_whatever_breaks_off_leaves_nothing(tiny_folder, tmp_path, what):
-    def stop(fraction, text):
-        if text == "denoiser" and fraction > 0.5:
+    def stop(done, total, part):
+        if part == "denoiser" and done > 0.5 * total:
             raise what
 
     source = view(tiny_folder("sd1", "hub"))
@@ -400,22 +398,92 @@ def test_a_disk_that_is_too_small_is_seen_before_the_work(tiny_folder, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_conversion_leaves_no_model(tiny_folder, tmp_path):
-    """Whatever the moment: the target is there whole, or not at all."""
-    code = (
-        "import sys, time\nfrom mlxldm_convert import view, write\n"
-        "write(view(sys.argv[1]), sys.argv[2], progress=lambda f, t: (print(f, flush=True), time.sleep(0.002)))"
-    )
-    for wait in (3, 300):
-        target = tmp_path / f"model-{wait}"
-        command = [sys.executable, "-c", code, tiny_folder("sd1", "hub"), target]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        for _ in range(wait):
-            process.stdout.readline()
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert not target.exists()
+KILLED = """
+import os, random, signal, sys
+from pathlib import Path
+from mlxldm_convert import view, write
+
+calls = ("open", "mkdir", "write", "fsync", "rename", "unlink")
+real = {name: getattr(os, name) for name in calls}
+source, place = view(sys.argv[1]), Path(sys.argv[2])
+
+def run(last):
+    # a child that writes, and is killed at its call number `last` to the system
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1]
+    left = [last]
+    def counted(name):
+        def call(*args, **more):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real[name](*args, **more)
+        return call
+    for name in calls:
+        setattr(os, name, counted(name))
+    write(source, place / "model")
+    os._exit(0)
+
+points = random.Random(1)
+most = next(n for n in range(100, 100000, 100) if run(n) == 0 and not os.system(f"rm -r {place}/*"))
+for n in sorted(points.sample(range(1, most - 100), 50)) + list(range(most - 8, most)):
+    ended = run(n)
+    there = sorted(path.name for path in place.iterdir())
+    shown = [name for name in there if not name.startswith(".")]
+    assert (ended == 0 or ended == signal.SIGKILL) and shown in ([], ["model"]), (n, ended, there)
+    if shown:
+        view(place / "model")  # whole, or not there
+        os.system(f"rm -r {place}/model")
+    assert len(there) - len(shown) <= 1, there  # what one run left, the next took away
+assert run(1 << 30) == 0
+print(sorted(path.name for path in place.iterdir()), most)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_at_any_point_the_target_is_whole_or_not_there(tiny_folder, tmp_path):
+    """SIGKILL at 58 calls to the system; what is left is hidden, and the next run removes it and succeeds."""
+    command = [sys.executable, "-c", KILLED, str(tiny_folder("sd1", "hub")), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("['model']"), done.stderr
+    single = open_folder(tmp_path / "model")
+    assert same(view(tiny_folder("sd1", "hub")), single)
+
+
+def test_a_folder_that_somebody_is_writing_is_left_alone(tiny_folder, tmp_path):
+    """Two runs for one target: the second does not take the first one's folder for what a killed run left."""
+    source = view(tiny_folder("sd1", "hub"))
+    seen = []
+
+    def again(*_):
+        if not seen:
+            seen.append(write(source, tmp_path / "model"))
+
+    with pytest.raises(UserError, match="cannot be written|exists already"):
+        write(source, tmp_path / "model", progress=again)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "mkdir", "rename"])
+def test_a_full_disk_at_any_call_leaves_nothing(tiny_folder, tmp_path, monkeypatch, call):
+    source, real, count = view(tiny_folder("sd1", "hub")), getattr(os, call), [0]
+    place = tmp_path / call
+    place.mkdir()
+
+    def full(*args, **more):
+        count[0] += 1
+        if count[0] == (1 if call in ("mkdir", "rename") else 3):
+            raise OSError(28, "No space left on device")
+        return real(*args, **more)
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(UserError, match="is full: nothing was written"):
+        write(source, place / "model")
+    monkeypatch.undo()
+    assert count[0] and list(place.iterdir()) == []
+    write(source, place / "model")
 
 
 def test_converting_holds_one_tensor_at_a_time(tiny_folder, tmp_path):

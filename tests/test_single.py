@@ -87,7 +87,7 @@ def test_the_averaged_weights_are_taken_unless_the_person_says_no(states, tmp_pa
 
 def test_a_written_single_file_equals_its_view(states, tmp_path):
     source = view(single_files.write(states["sdxl"], tmp_path / "a.safetensors"), Wish(family="sdxl"))
-    written = open_folder(write(source, tmp_path / "written"))
+    written = open_folder(write(source, tmp_path / "written").path)
     single_files.same(source, written)
     assert list(written.manifest.source["sha256"]) == ["a.safetensors"]
     assert written.tokenizer_files(2) == source.tokenizer_files(2)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from mlxldm.folder import Packed
 from mlxldm.parameters import parameters
 from mlxldm.tensors import Tensor
 
@@ -23,6 +24,18 @@ class ArrayFolder:
 
     def read(self, part: str, name: str) -> np.ndarray:
         return self.parts[part][name]
+
+    def raw(self, part: str, name: str) -> np.ndarray:
+        return self.read(part, name)
+
+    def groups(self, part: str) -> dict[str, int]:
+        return {}
+
+    def packed(self, part: str, name: str) -> Packed:
+        raise KeyError(name)
+
+    def hashes(self) -> dict[str, str]:
+        return {}
 
 
 def of_torch(module) -> dict[str, np.ndarray]:

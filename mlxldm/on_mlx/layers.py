@@ -83,6 +83,26 @@ class Linear(nn.Linear):
         return x @ self.weight.T + self.bias
 
 
+class PackedLinear(nn.Module):
+    """A Linear whose weight stays in memory as a quantized folder's codes; MLX multiplies by them directly."""
+
+    def __init__(self, codes: mx.array, scales: mx.array, biases: mx.array, bits: int, group: int):
+        """codes uint32 (out, in * bits / 32), scales and biases (out, in / group) in the type of what comes in."""
+        super().__init__()
+        self.weight, self.scales, self.biases = codes, scales, biases
+        self._bits, self._group = bits, group  # underscores keep them out of the parameters
+
+    def __call__(self, x: mx.array) -> mx.array:
+        y = mx.quantized_matmul(
+            x, self.weight, self.scales, self.biases, transpose=True, group_size=self._group, bits=self._bits
+        )
+        return y + self.bias if "bias" in self else y
+
+    def dequantized(self) -> mx.array:
+        """The weight (out, in)."""
+        return mx.dequantize(self.weight, self.scales, self.biases, group_size=self._group, bits=self._bits)
+
+
 class LayerNorm(nn.LayerNorm):
     """nn.LayerNorm, in one pass on a CPU."""
 
@@ -177,10 +197,15 @@ class Attention(nn.Module):
     def pad_heads(self, size: int) -> None:
         """Fill every head with zeros up to `size`: the same function, in a size for which Metal has a fused kernel."""
         for layer in (self.to_q, self.to_k, self.to_v):
-            layer.weight = _pad(layer.weight, 0, self.heads, size)
-            if "bias" in layer:
-                layer.bias = _pad(layer.bias, 0, self.heads, size)
-        self.to_out[0].weight = _pad(self.to_out[0].weight, 1, self.heads, size)
+            for name in ("weight", "scales", "biases", "bias"):
+                if name in layer:
+                    layer[name] = _pad(layer[name], 0, self.heads, size)
+        out = self.to_out[0]
+        if isinstance(out, PackedLinear):  # its groups run across the heads: no zeros fit in between
+            bias, weight = out.bias, out.dequantized()
+            out = self.to_out[0] = Linear(1, 1)
+            out.weight, out.bias = weight, bias
+        out.weight = _pad(out.weight, 1, self.heads, size)
         mx.eval(self.parameters())
 
     @property
@@ -235,7 +260,7 @@ class GEGLU(nn.Module):
         self.proj = Linear(channels, 2 * inner)
 
     def __call__(self, x: mx.array) -> mx.array:
-        if not _numpy(x):
+        if not _numpy(x) or isinstance(self.proj, PackedLinear):
             return gated(*mx.split(self.proj(x), 2, axis=-1))
         weights, biases = mx.split(self.proj.weight, 2), mx.split(self.proj.bias, 2)
         return gated(*(x @ weight.T + bias for weight, bias in zip(weights, biases, strict=True)))

@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..tokenizer import ClipTokenizer
 from . import BLAS, VERSION, cpu
 from .clip import ClipOutput, ClipText
-from .layers import FUSED_HEADS
+from .layers import FUSED_HEADS, PackedLinear
 from .unet import KeysValues, UNet
 from .vae import Vae
 
@@ -74,11 +74,11 @@ class MlxModel:
         # SDXL's autoencoder overflows in float16, and its config says so
         careful = manifest.family == "sdxl" and manifest.vae.force_upcast and dtype == mx.float16
         self._tokenizers = [ClipTokenizer.from_files(folder.tokenizer_files(1))]
-        self._texts = [fill(ClipText(manifest.text), folder, "text", dtype)]
+        self._texts = [fill(ClipText(manifest.text), folder, "text", dtype, self._gpu)]
         if manifest.text_2 is not None:
             self._tokenizers.append(ClipTokenizer.from_files(folder.tokenizer_files(2)))
-            self._texts.append(fill(ClipText(manifest.text_2), folder, "text_2", dtype))
-        self._unet = fill(UNet(config), folder, "denoiser", dtype)
+            self._texts.append(fill(ClipText(manifest.text_2), folder, "text_2", dtype, self._gpu))
+        self._unet = fill(UNet(config), folder, "denoiser", dtype, self._gpu)
         self._vae = fill(Vae(manifest.vae), folder, "vae", mx.float32 if careful else dtype)
         if self._gpu:
             pad_heads(self._unet)
@@ -188,8 +188,10 @@ class MlxModel:
         mx.clear_cache()
 
 
-def fill(module: M, folder: Folder, part: str, dtype: mx.Dtype) -> M:
+def fill(module: M, folder: Folder, part: str, dtype: mx.Dtype, packed: bool = False) -> M:
     """Every weight of `part` into its place in `module`, as `dtype`, one tensor at a time; `module`.
+
+    `packed`: matrices that the folder stores quantized stay so; otherwise they are weights again.
 
     Raises UserError naming the first five weights that have no place, or places that no weight fills, or fits.
     """
@@ -211,16 +213,33 @@ def fill(module: M, folder: Folder, part: str, dtype: mx.Dtype) -> M:
                 f"{folder.manifest.name}'s {part} has {complaint}: {shown}; "
                 "the folder is damaged or of another family, so convert the model again."
             )
+    stays = folder.groups(part) if packed else {}
     for name in weights:
         *path, last = name.split(".")
-        owner: Any = module
-        for step in path:
-            owner = owner[int(step)] if isinstance(owner, list) else owner[step]
+        if name in stays:
+            codes = folder.packed(part, name)
+            three = (mx.array(codes.codes), mx.array(codes.scales).astype(dtype), mx.array(codes.biases).astype(dtype))
+            mx.eval(three)
+            layer = PackedLinear(*three, codes.bits, codes.group)
+            old = _at(module, path)
+            if "bias" in old:
+                layer.bias = old.bias  # filled before or after, in its own turn
+            _at(module, path[:-1])[int(path[-1]) if path[-1].isdigit() else path[-1]] = layer
+            continue
+        owner = _at(module, path)
         # evaluated at once, so that neither the file's copy nor a cast waits in memory
         value = mx.array(folder.read(part, name)).astype(dtype)
         mx.eval(value)
         owner[last] = value
     return module
+
+
+def _at(module: nn.Module, path: list[str]) -> Any:
+    """What lies at a parameter's path: a module, or a list of them."""
+    owner: Any = module
+    for step in path:
+        owner = owner[int(step)] if isinstance(owner, list) else owner[step]
+    return owner
 
 
 def pad_heads(unet: UNet, sizes: tuple[int, ...] = FUSED_HEADS) -> None:

@@ -44,7 +44,7 @@ def main() -> None:
     )
     target = ROOT / "mlxldm" / "scenes"
     with tempfile.TemporaryDirectory(dir=target.parent) as place:
-        made = convert.write(Described(folder, manifest), Path(place) / "scenes", dtype="float16")
+        made = convert.write(Described(folder, manifest), Path(place) / "scenes", dtype="float16").path
         if target.exists():
             shutil.rmtree(target)
         made.rename(target)

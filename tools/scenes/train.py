@@ -533,12 +533,23 @@ def alphas(device) -> torch.Tensor:
     return torch.cumprod(1 - betas, 0).float().to(device)
 
 
-def v_loss(run: Run, unet, z, t, noise, text, alpha) -> torch.Tensor:
-    """Squared error of the velocity (Salimans & Ho 2022), one number for each picture."""
+def v_loss(run: Run, unet, z, t, noise, text, alpha, weight=1.0) -> torch.Tensor:
+    """Squared error of the velocity (Salimans & Ho 2022), one number for each picture.
+
+    `weight` (n, 1, h, w), with mean 1, is what each place counts.
+    """
     a, s = alpha[t].sqrt().view(-1, 1, 1, 1), (1 - alpha[t]).sqrt().view(-1, 1, 1, 1)
     with run.autocast():
         guess = unet(a * z + s * noise, t, text, return_dict=False)[0]
-    return (guess.float() - (a * noise - s * z)).square().mean((1, 2, 3))
+    return ((guess.float() - (a * noise - s * z)).square() * weight).mean((1, 2, 3))
+
+
+@torch.no_grad()
+def object_places(run: Run, count: int) -> torch.Tensor:
+    """How much of each latent position the object covers, (count, 1, h, w) in [0, 1]."""
+    run.upload(count)
+    parts = torch.arange(count).split(512)
+    return torch.cat([F.avg_pool2d(run.images(part)[1], 8) for part in parts])
 
 
 def train_denoiser(run: Run, encoder, vae, judge) -> tuple[torch.nn.Module, float]:
@@ -549,6 +560,7 @@ def train_denoiser(run: Run, encoder, vae, judge) -> tuple[torch.nn.Module, floa
     alpha = alphas(run.device)
     empty = torch.tensor([run.tokens.ids("", networks.LENGTH)], device=run.device)
     if not stage.finished:
+        places = object_places(run, len(z))
         fast = compiled(run, lambda *values: v_loss(run, unet, *values).mean())
         n = run.batch["denoiser"]
         reports = 0
@@ -563,7 +575,9 @@ def train_denoiser(run: Run, encoder, vae, judge) -> tuple[torch.nn.Module, floa
             t = torch.randperm(n, device=run.device) + torch.rand(n, device=run.device)
             t = ((t / n) ** 0.75 * 1000).long().clamp(max=999)
             zs = z[pick].float().contiguous(memory_format=run.layout)
-            loss = fast(zs, t, torch.randn_like(zs), text, alpha)
+            # The object is a twentieth of the picture and most of what people ask for: it counts more, less so with time.
+            weight = 1 + 4 * (1 - stage.spent / stage.budget) * places[pick]
+            loss = fast(zs, t, torch.randn_like(zs), text, alpha, weight / weight.mean())
             stage.learn(loss)
             if stage.report:
                 with stage.averaged():

@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 
 from .errors import UserError, nearest
 
-
 TOO_LARGE = "this machine's memory is not enough for that; take a smaller picture or another model."
 # How MLX says that there is not enough: its CPU, Metal for one buffer, Metal for a whole command, CUDA.
 NO_MEMORY = ("Unable to allocate", "Attempting to allocate", "Insufficient Memory", "cudaMalloc")

@@ -740,10 +740,13 @@ def _shade(img: np.ndarray, x: float, y: float, width: float, height: float, pow
     )
 
 
-def render(factors: Factors, rng: np.random.Generator, size: int = 256) -> tuple[np.ndarray, np.ndarray]:
+def render(
+    factors: Factors, rng: np.random.Generator, size: int = 256, lights: list[tuple[float, float, float]] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw one scene.
 
-    Returns the picture, uint8 (size, size, 3), and the object's cover, uint8 (size, size), 255 where it stands.
+    Returns the picture, uint8 (size, size, 3), and the object's cover, uint8 (size, size), 255 where it stands. The
+    sun's or moon's x, y and radius, of a picture of size 1, are appended to `lights`.
     """
     if size < 64:
         raise ValueError(f"size {size} is too small: at least 64 is needed")
@@ -819,6 +822,8 @@ def render(factors: Factors, rng: np.random.Generator, size: int = 256) -> tuple
                 shadow + (bright - shadow) * lit[..., None],
             )
     if light != "none":
+        if lights is not None:
+            lights.append((lx, ly, radius_l))
         if cloudy:
             _glow(img, lx, ly, 0.055, shine, 0.5, bottom)
         _disc(

@@ -3,9 +3,9 @@
     python tools/scenes/train.py --work DIR [--size 256] [--minutes 9] [--out FOLDER]
 
 Each stage trains for a share of time that depends on the machine (STAGES; `--seconds` sets one, `--scale` stretches all
-of them), its learning rate falling along a cosine over that time, and is saved as it goes: a run that was cut off, or that
-`--minutes` or a TERM signal ended, goes on where it stopped. What to watch is told beside each stage. The result is a diffusers folder,
-which `mlxldm-convert` turns into the package data.
+of them), its learning rate falling along a cosine over that time, and is saved as it goes: a run that was cut off, or
+that `--minutes` or a TERM signal ended, goes on where it stopped. What to watch is told beside each stage. The result
+is a diffusers folder, which `mlxldm-convert` turns into the package data.
 """
 
 from __future__ import annotations
@@ -545,11 +545,15 @@ def v_loss(run: Run, unet, z, t, noise, text, alpha, weight=1.0) -> torch.Tensor
 
 
 @torch.no_grad()
-def object_places(run: Run, count: int) -> torch.Tensor:
-    """How much of each latent position the object covers, (count, 1, h, w) in [0, 1]."""
+def places(run: Run, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """How much of each latent position the object covers, and sun or moon: twice (count, 1, h, w) in [0, 1]."""
     run.upload(count)
     parts = torch.arange(count).split(512)
-    return torch.cat([F.avg_pool2d(run.images(part)[1], 8) for part in parts])
+    objects = torch.cat([F.avg_pool2d(run.images(part)[1], 8) for part in parts])
+    x, y, r = torch.from_numpy(np.array(run.pictures.lights[:count])).to(run.device).view(count, 3, 1, 1).unbind(1)
+    at = (torch.arange(run.size // 8, device=run.device) + 0.5) / (run.size // 8)
+    away = ((at.view(1, 1, -1) - x).square() + (at.view(1, -1, 1) - y).square()).sqrt()
+    return objects, ((away < r + 0.02) & (r > 0)).float().unsqueeze(1)
 
 
 def train_denoiser(run: Run, encoder, vae, judge) -> tuple[torch.nn.Module, float]:
@@ -560,7 +564,7 @@ def train_denoiser(run: Run, encoder, vae, judge) -> tuple[torch.nn.Module, floa
     alpha = alphas(run.device)
     empty = torch.tensor([run.tokens.ids("", networks.LENGTH)], device=run.device)
     if not stage.finished:
-        places = object_places(run, len(z))
+        objects, lights = places(run, len(z))
         fast = compiled(run, lambda *values: v_loss(run, unet, *values).mean())
         n = run.batch["denoiser"]
         reports = 0
@@ -575,8 +579,9 @@ def train_denoiser(run: Run, encoder, vae, judge) -> tuple[torch.nn.Module, floa
             t = torch.randperm(n, device=run.device) + torch.rand(n, device=run.device)
             t = ((t / n) ** 0.75 * 1000).long().clamp(max=999)
             zs = z[pick].float().contiguous(memory_format=run.layout)
-            # The object is a twentieth of the picture and most of what people ask for: it counts more, less so with time.
-            weight = 1 + 4 * (1 - stage.spent / stage.budget) * places[pick]
+            # The object is a twentieth of the picture and most of what people ask for, sun and moon a fiftieth: they
+            # count more than their size, the object less so with time.
+            weight = 1 + 4 * (1 - stage.spent / stage.budget) * objects[pick] + 4 * lights[pick]
             loss = fast(zs, t, torch.randn_like(zs), text, alpha, weight / weight.mean())
             stage.learn(loss)
             if stage.report:

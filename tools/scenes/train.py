@@ -597,7 +597,7 @@ def train_denoiser(run: Run, encoder, vae, judge) -> tuple[torch.nn.Module, floa
 
 @torch.no_grad()
 def wrong_captions(run: Run, unet, encoder, vae, scale: float, count: int = 128) -> str:
-    """Held-out v-loss with the true caption, with one attribute wrong, and with none. The number to watch."""
+    """Held-out v-loss with the true caption, with none, and with one attribute wrong that it names. What to watch."""
     held, alpha = run.held(), alphas(run.device)
     count = min(count, len(held["ids"]))
     x, _ = to_images(held["pixels"][:count])
@@ -614,7 +614,7 @@ def wrong_captions(run: Run, unet, encoder, vae, scale: float, count: int = 128)
     cells = [f"true {loss(true):.4f}", f"empty {loss(empty):.4f}"]
     for a, name in enumerate(ATTRIBUTES):
         ids = held["wrong"][a, :count]
-        rows = (ids != true).any(1)
+        rows = (ids != true).any(1) & (held["mentions"][:count, a] < ATTRIBUTES[name])
         if rows.any():
             cells.append(f"{name} {loss(ids, rows) / loss(true, rows):.3f}x")
     return " ".join(cells)

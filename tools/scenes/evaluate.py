@@ -73,7 +73,7 @@ def to_uint8(x: np.ndarray) -> np.ndarray:
 def wrong_captions(model, held: dict, count: int) -> dict[str, float]:
     """By attribute: the denoiser's error with that part of the caption wrong, over its error with the true caption.
 
-    Over captions that name the attribute: where one is silent about the time, a moon that is wrong still tells the night.
+    Over captions that name the attribute: where one is silent about the time, a wrong moon still tells night.
     """
     schedule = Schedule(model.manifest.schedule)
     rng = np.random.default_rng(3)

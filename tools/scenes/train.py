@@ -580,8 +580,10 @@ def train_denoiser(run: Run, encoder, vae, judge) -> tuple[torch.nn.Module, floa
             t = ((t / n) ** 0.75 * 1000).long().clamp(max=999)
             zs = z[pick].float().contiguous(memory_format=run.layout)
             # The object is a twentieth of the picture and most of what people ask for, sun and moon a fiftieth: they
-            # count more than their size, the object less so with time.
-            weight = 1 + 4 * (1 - stage.spent / stage.budget) * objects[pick] + 4 * lights[pick]
+            # count more than their size, the object less so with time, the lights only where the noise does not hide
+            # them: a place that counts more is also taken for more likely, and they would be everywhere.
+            seen = (t < 500).view(-1, 1, 1, 1)
+            weight = 1 + 4 * (1 - stage.spent / stage.budget) * objects[pick] + 4 * seen * lights[pick]
             loss = fast(zs, t, torch.randn_like(zs), text, alpha, weight / weight.mean())
             stage.learn(loss)
             if stage.report:

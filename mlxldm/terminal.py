@@ -11,6 +11,10 @@ from typing import Any, NoReturn
 
 from .errors import UserError, nearest
 
+TOO_LARGE = "this machine's memory is not enough for that; take a smaller picture or another model."
+# How MLX says that there is not enough: its CPU, Metal for one buffer, Metal for a whole command, CUDA.
+NO_MEMORY = ("Unable to allocate", "Attempting to allocate", "Insufficient Memory", "cudaMalloc")
+
 
 def guarded(program: str, run: Callable[[], int], interrupted: str) -> int:
     """`run()`'s exit code; what goes wrong becomes 2 (the person can fix it), 130 (Ctrl-C) or 1 (our fault)."""
@@ -29,12 +33,15 @@ def guarded(program: str, run: Callable[[], int], interrupted: str) -> int:
         say(f"interrupted; {interrupted}.")
         return 130
     except MemoryError:
-        say("this machine's memory is not enough for that; take a smaller picture or another model.")
+        say(TOO_LARGE)
         return 2
     except BrokenPipeError:  # `mlxldm models | head -1`: nobody reads any more, which is no fault
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception:
+    except Exception as error:
+        if isinstance(error, RuntimeError) and any(mark in str(error) for mark in NO_MEMORY):
+            say(TOO_LARGE)
+            return 2
         import traceback
 
         traceback.print_exc()

@@ -373,3 +373,16 @@ def test_our_own_fault_shows_a_traceback(run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(backend, "available", broken)
     code, out, err = run("backends")
     assert code == 1 and out == "" and "ZeroDivisionError: ours" in err and "report" in err
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["[malloc] Unable to allocate 9 bytes.", "[METAL] Command buffer execution failed: Insufficient Memory (0000)"],
+)
+def test_mlx_without_memory_is_a_sentence(run, monkeypatch: pytest.MonkeyPatch, said: str):
+    def too_much(*_):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(backend, "available", too_much)
+    code, out, err = run("backends")
+    assert code == 2 and out == "" and "memory is not enough" in err and err.count("\n") == 1

@@ -31,14 +31,16 @@ def labels_of(factors: dict) -> list[int]:
     ]
 
 
-def draw(number: int, size: int) -> tuple[np.ndarray, list[int], dict]:
-    """Picture `number`: (size, size, 4) uint8 with the object's mask as fourth channel, its labels, its factors."""
+def draw(number: int, size: int) -> tuple[np.ndarray, list[int], dict, tuple[float, float, float]]:
+    """Picture `number`: (size, size, 4) uint8 with the object's mask as fourth channel, its labels, its factors, and
+    x, y and radius of sun or moon (0 where there is none)."""
     rng = np.random.default_rng([number, 2026])
     factors = render.sample(rng)
-    pixels, mask = render.render(factors, rng, size)
+    lights: list[tuple[float, float, float]] = []
+    pixels, mask = render.render(factors, rng, size, lights)
     mask = np.asarray(mask, np.float32)
     alpha = np.clip(mask * (255 if mask.max() <= 1 else 1), 0, 255).astype(np.uint8)
-    return np.concatenate([pixels, alpha[..., None]], -1), labels_of(factors), factors
+    return np.concatenate([pixels, alpha[..., None]], -1), labels_of(factors), factors, (*lights, (0.0, 0.0, 0.0))[0]
 
 
 def tokenizer(folder: Path) -> ClipTokenizer:
@@ -69,6 +71,7 @@ class Pictures:
             "labels": (np.int8, (self.count, len(ATTRIBUTES))),
             "ids": (np.int16, (self.count, CAPTIONS, length)),
             "mentions": (np.int8, (self.count, CAPTIONS, len(ATTRIBUTES))),
+            "lights": (np.float32, (self.count, 3)),
             "done": (np.uint8, (self.chunks,)),
         }
         for name, (dtype, shape) in shapes.items():
@@ -112,7 +115,8 @@ def _draw_chunks(pictures: Pictures, chunks: list[int]) -> None:
     tokens = tokenizer(pictures.tokenizer_folder)
     for chunk in chunks:
         for number in range(chunk * CHUNK, (chunk + 1) * CHUNK):
-            pictures.pixels[number], pictures.labels[number], factors = draw(number, pictures.size)
+            pictures.pixels[number], pictures.labels[number], factors, lights = draw(number, pictures.size)
+            pictures.lights[number] = lights
             rng = np.random.default_rng([number, 7])
             for k in range(CAPTIONS):
                 ids, mentions, _ = caption(factors, rng, tokens, pictures.length)
@@ -136,7 +140,7 @@ def held_out(count: int, size: int, tokenizer_folder: Path, length: int) -> dict
 
 def _held_out_one(number: int, size: int, tokenizer_folder: Path, length: int) -> dict:
     tokens = tokenizer(tokenizer_folder)
-    pixels, labels, factors = draw(number, size)
+    pixels, labels, factors, _ = draw(number, size)
     ids, mentions, text = caption(factors, np.random.default_rng([number, 7]), tokens, length, held_out=True)
     others = []
     for name in ATTRIBUTES:

@@ -374,12 +374,12 @@ def _lighthouse(p: _Pen, c: Color, lit: bool, snow: bool) -> None:
 
 # width of the sprite as a share of the picture, height in widths
 OBJECTS: dict[str, tuple[float, float]] = {
-    "house": (0.33, 0.88),
-    "tent": (0.34, 0.73),
-    "balloon": (0.27, 1.43),
-    "boat": (0.32, 1.06),
-    "windmill": (0.36, 1.15),
-    "lighthouse": (0.27, 1.63),
+    "house": (0.40, 0.88),
+    "tent": (0.42, 0.73),
+    "balloon": (0.33, 1.43),
+    "boat": (0.40, 1.06),
+    "windmill": (0.43, 1.15),
+    "lighthouse": (0.32, 1.63),
 }
 
 
@@ -503,8 +503,8 @@ def _bush(p: _Pen, season: str, v: int) -> None:
     for x, y, r in ((0.19, 0.39, 0.14), (0.45, 0.28, 0.22), (0.76, 0.40, 0.13)):
         p.oval(x, y, r, r * 0.85, mid)
     if season == "spring":
-        for x, y in ((0.16, 0.36), (0.36, 0.18), (0.56, 0.3), (0.42, 0.42), (0.74, 0.36), (0.86, 0.47), (0.24, 0.5)):
-            p.oval(x, y, 0.08, 0.08, (light, _rgb("ff8fbd"))[int(x * 100) % 2])
+        for x, y in ((0.18, 0.40), (0.48, 0.26), (0.78, 0.42)):
+            p.oval(x, y, 0.11, 0.11, (light, _rgb("ff8fbd"))[int(x * 100) % 2])
     else:
         for x, y, r in ((0.15, 0.34, 0.07), (0.39, 0.21, 0.12), (0.72, 0.36, 0.07)):
             p.oval(x, y, r, r * 0.8, light)
@@ -519,19 +519,19 @@ def _patch(p: _Pen, season: str, v: int) -> None:
         p.oval(0.47, 0.25, 0.42, 0.10, SNOW)
         return
     colors = {
-        "spring": ("ff86b8", "ffffff", "ffe14a", "ff9cc8"),
+        "spring": ("ff9cc8", "ffd6e6", "ff9cc8", "ffd6e6"),
         "summer": ("2c7a35", "2c7a35", "59ad4b", "59ad4b"),
         "autumn": ("b8391d", "e3741f", "f5b02e", "8f3a1c"),
     }[season]
-    for i in range(6):
-        x, y = 0.10 + 0.14 * (i + 0.6 * rng.random()), 0.10 + 0.20 * rng.random()
+    for i in range(3):
+        x, y = 0.14 + 0.28 * (i + 0.6 * rng.random()), 0.14 + 0.14 * rng.random()
         c = _rgb(colors[i % 4])
         if season == "summer":
             p.poly([(x - 0.07, y + 0.08), (x, y - 0.10), (x + 0.07, y + 0.08)], c)
         elif season == "spring":
-            p.oval(x, y, 0.078, 0.066, c)
+            p.oval(x, y, 0.11, 0.10, c)
         else:
-            p.oval(x, y, 0.10, 0.06, c)
+            p.oval(x, y, 0.14, 0.09, c)
 
 
 @lru_cache(maxsize=4096)
@@ -740,10 +740,13 @@ def _shade(img: np.ndarray, x: float, y: float, width: float, height: float, pow
     )
 
 
-def render(factors: Factors, rng: np.random.Generator, size: int = 256) -> tuple[np.ndarray, np.ndarray]:
+def render(
+    factors: Factors, rng: np.random.Generator, size: int = 256, lights: list[tuple[float, float, float]] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw one scene.
 
-    Returns the picture, uint8 (size, size, 3), and the object's cover, uint8 (size, size), 255 where it stands.
+    Returns the picture, uint8 (size, size, 3), and the object's cover, uint8 (size, size), 255 where it stands. The
+    sun's or moon's x, y and radius, of a picture of size 1, are appended to `lights`.
     """
     if size < 64:
         raise ValueError(f"size {size} is too small: at least 64 is needed")
@@ -772,8 +775,8 @@ def render(factors: Factors, rng: np.random.Generator, size: int = 256) -> tuple
 
     # stars
     if night:
-        radius = max(size // 110, 1)
-        for _ in range(int(rng.integers(20, 32)) if not cloudy else 0):
+        radius = max(size // 90, 1)
+        for _ in range(int(rng.integers(9, 15)) if not cloudy else 0):
             x, y = rng.random(), rng.random() ** 1.2 * (horizon - 0.10)
             _blend(
                 img,
@@ -805,7 +808,7 @@ def render(factors: Factors, rng: np.random.Generator, size: int = 256) -> tuple
     if cloudy:
         bank = _clouds(size)
         bright, shadow = (np.asarray(c, np.float32) for c in CLOUD[time])
-        count = int(rng.integers(5, 8))
+        count = int(rng.integers(3, 5))
         start = rng.random()
         for i in range(count):
             cover, lit = bank[int(rng.integers(len(bank)))]
@@ -819,6 +822,8 @@ def render(factors: Factors, rng: np.random.Generator, size: int = 256) -> tuple
                 shadow + (bright - shadow) * lit[..., None],
             )
     if light != "none":
+        if lights is not None:
+            lights.append((lx, ly, radius_l))
         if cloudy:
             _glow(img, lx, ly, 0.055, shine, 0.5, bottom)
         _disc(
@@ -845,7 +850,7 @@ def render(factors: Factors, rng: np.random.Generator, size: int = 256) -> tuple
         return _mix(_mul(color, tint), haze, t)
 
     if terrain == "mountains":
-        for n, tall, t in ((4, 0.27, 0.52), (3, 0.36, 0.22)):
+        for n, tall, t in ((3, 0.29, 0.52), (2, 0.38, 0.22)):
             shift = rng.random() / n
             order = rng.permutation(n + 1)
             for i in order:
@@ -918,7 +923,7 @@ def render(factors: Factors, rng: np.random.Generator, size: int = 256) -> tuple
             cut = edge + np.maximum((x - xs) * side, 0) * 0.9 + np.maximum((xs - x) * side - 0.25, 0) * 0.25
             _ridge(img, cut.astype(np.float32), far(_dim(dune, 0.80), t), far(_dim(dune, 0.66), t * 0.8), 0.2)
     elif terrain == "lake":
-        n = 4
+        n = 3
         shift = rng.random() / n
         for i in rng.permutation(n + 1):
             h = 0.20 * rng.uniform(0.7, 1.1)
@@ -959,33 +964,34 @@ def render(factors: Factors, rng: np.random.Generator, size: int = 256) -> tuple
         base_color = np.asarray(deep, np.float32)
         img[h0:] = base_color * (0.92 - 0.12 * down) + (mirror - base_color) * keep
         pale = _mix(low, (1, 1, 1), 0.15)
-        for _ in range(16):
+        for _ in range(4):
             t1 = rng.random()
-            w, h = int((0.06 + 0.20 * t1) * size), max(int((0.006 + 0.012 * t1) * size), 2)
+            w, h = int((0.10 + 0.22 * t1) * size), max(int((0.012 + 0.012 * t1) * size), 2)
             _blend(
                 img,
                 int(rng.uniform(-0.1, 1.0) * size),
                 h0 + 1 + int(t1 * (shore - horizon) * size),
-                _streak(w, h) * np.float32(0.30),
+                _streak(w, h) * np.float32(0.25),
                 pale,
             )
         if light != "none":
-            for i in range(9):
-                t1 = (i + 0.4) / 9
-                w = int((0.05 + 0.10 * t1 + rng.uniform(0, 0.04)) * size)
-                h = max(int((0.010 + 0.014 * t1) * size), 2)
+            for i in range(4):
+                t1 = (i + 0.4) / 4
+                w = int((0.07 + 0.12 * t1 + rng.uniform(0, 0.04)) * size)
+                h = max(int((0.016 + 0.016 * t1) * size), 2)
                 _blend(
                     img,
                     int((lx + rng.uniform(-0.02, 0.02)) * size) - w // 2,
                     h0 + 1 + int(t1 * (1 - horizon) * size),
-                    _streak(w, h) * np.float32(0.75 - 0.25 * t1),
+                    _streak(w, h) * np.float32(0.60 - 0.25 * t1),
                     shine,
                 )
         if winter:
             ice = _mix(tint, lamp, 0.30)
-            for i in range(13 if terrain == "sea" else 6):
-                t1 = (i + rng.random()) / (13 if terrain == "sea" else 6)
-                w = max(int((0.07 + 0.17 * t1) * size) // 4 * 4, 4)
+            floes = 6 if terrain == "sea" else 4
+            for i in range(floes):
+                t1 = (i + rng.random()) / floes
+                w = max(int((0.12 + 0.17 * t1) * size) // 4 * 4, 4)
                 _paste(
                     img,
                     _floe(w, int(rng.integers(4))),
@@ -1005,15 +1011,15 @@ def render(factors: Factors, rng: np.random.Generator, size: int = 256) -> tuple
 
     # what grows and lies there; nothing in the object's column
     lit_tint = _mix(tint, lamp, 0.8 if winter and not night else 0.20)
-    stands = what not in ("none", "balloon", "boat")
+    stands = what not in ("none", "boat")
     width0 = OBJECTS[what][0] if what != "none" else 0.0
 
     def free(x: float, w: float) -> bool:
         return not stands or abs(x - column) > (width0 + w) * 0.5 + 0.01
 
-    for i in range(7):
-        x, y = (i + rng.random()) / 7, rng.uniform(front + 0.05, 0.97)
-        w = int((0.11 + 0.10 * (y - front)) * size) // 3 * 3
+    for i in range(2):
+        x, y = (i + rng.random()) / 2, rng.uniform(front + 0.06, 0.96)
+        w = int((0.19 + 0.12 * (y - front)) * size) // 3 * 3
         if not (terrain == "desert" and season == "summer"):
             patch = _plant("patch", season, w, int(rng.integers(6)))
             _paste(img, patch, int(x * size) - w // 2, int(y * size) - patch.shape[0] // 2, lit_tint)
@@ -1022,14 +1028,14 @@ def render(factors: Factors, rng: np.random.Generator, size: int = 256) -> tuple
         places = []
         for i in range(7):
             x = (i + rng.uniform(0.2, 0.8)) / 7
-            tall = rng.uniform(0.24, 0.32) if kind in ("pine", "palm") else rng.uniform(0.19, 0.25)
+            tall = rng.uniform(0.30, 0.37) if kind in ("pine", "palm") else rng.uniform(0.25, 0.31)
             w = tall / TREE_SHAPE[kind]
             y = rng.uniform(front + 0.02, front + 0.08) if not boat else rng.uniform(0.91, 0.96)
             if boat and abs(x - column) < (width0 + w) * 0.5 + 0.01:
                 continue
             if free(x, w):
                 places.append((y, x, w))
-        keep_n = int(rng.integers(3, 6))
+        keep_n = int(rng.integers(2, 4))
         chosen = [places[int(j)] for j in rng.permutation(len(places))[:keep_n]]
         for y, x, w in sorted(chosen):
             step = max(int(round(w * size / 4)) * 4, 4)
@@ -1037,8 +1043,8 @@ def render(factors: Factors, rng: np.random.Generator, size: int = 256) -> tuple
             _shade(img, x + 0.02 * side, y, w * 0.95, 0.028, 0.30)
             _paste(img, tree, int(x * size) - step // 2, int(y * size) - tree.shape[0] + 1, lit_tint)
     bare = terrain == "desert" and season == "summer"
-    for x in (rng.uniform(0.0, 0.08), rng.uniform(0.92, 1.0), rng.uniform(0.25, 0.4), rng.uniform(0.6, 0.75)):
-        y, w = rng.uniform(0.955, 1.02), rng.uniform(0.13, 0.19)
+    for x in (rng.uniform(0.0, 0.08), rng.uniform(0.92, 1.0)):
+        y, w = rng.uniform(0.97, 1.02), rng.uniform(0.19, 0.25)
         if not bare and free(float(x), float(w)):
             step = int(w * size) // 4 * 4
             bush = _plant("bush", season, step, int(rng.integers(6)))

@@ -114,11 +114,13 @@ class InMemory:
         self.manifest = Manifest(
             name="random",
             family="sd1",
-            text=ClipTextConfig.from_transformers(
-                text | {"architectures": ["CLIPTextModel"]}, **ids, pad_token_id=pipe.tokenizer.pad_token_id
-            ),
-            denoiser=UNetConfig.from_dict(dict(pipe.unet.config)),
-            vae=VaeConfig.from_dict(dict(pipe.vae.config)),
+            parts={
+                "text": ClipTextConfig.from_transformers(
+                    text | {"architectures": ["CLIPTextModel"]}, **ids, pad_token_id=pipe.tokenizer.pad_token_id
+                ),
+                "denoiser": UNetConfig.from_dict(dict(pipe.unet.config)),
+                "vae": VaeConfig.from_dict(dict(pipe.vae.config)),
+            },
             schedule=ScheduleConfig.from_diffusers({"_class_name": "DDIMScheduler"} | dict(pipe.scheduler.config)),
             defaults=Defaults(),
         )

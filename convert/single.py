@@ -180,6 +180,7 @@ def _single(path: Path, file: Source, wish: Wish) -> Found:
         name=path.stem or "model",
         family=table["family"],
         task=table["task"],
+        parts=configs,
         schedule=schedule,
         defaults=Defaults(
             width=size, height=size, steps=table["steps"], guidance=table["guidance"], sampler=schedule.sampler
@@ -188,7 +189,6 @@ def _single(path: Path, file: Source, wish: Wish) -> Found:
         source={"name": path.name, "kind": "single file"},
         license=file.metadata.get("modelspec.license") or None,
         zeros_for_empty=table.get("zeros_for_empty", False),
-        **configs,
     )
     return Found(
         path,

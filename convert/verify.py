@@ -46,12 +46,12 @@ def verify(folder: Folder, written: Path) -> dict[str, Verified]:
         header, data = _plain(written / f"{part}.safetensors")
         result = found[part] = Verified()
         manifest = json.loads((written / "model.json").read_text(encoding="utf-8"))
-        bits = (manifest["quantization"] or {}).get("bits")
+        bits = (manifest["quantization"] or {}).get("bits", 0)
         for name, tensor in folder.names(part).items():
             if name not in header:
                 raise UserError(f"{shown(written)} lacks {part}'s {shown(name)}: convert again, and report this.")
             theirs = _flat(folder, part, name)
-            if name.endswith(".weight") and beside(name, "scales") in header:
+            if bits and name.endswith(".weight") and beside(name, "scales") in header:
                 codes = _array(header, data, name)
                 scales, biases = (_array(header, data, beside(name, key)) for key in ("scales", "biases"))
                 good = _quantized(theirs.reshape(tensor.shape), codes, scales, biases, bits)

@@ -82,6 +82,7 @@ class _Strict:
     """`from_dict` and `to_dict` for the dataclasses below."""
 
     WHAT: ClassVar[str] = "config"
+    KIND: ClassVar[str] = ""  # of parts: what `model.json` calls them, see `KINDS`
     HARMLESS: ClassVar[frozenset[str]] = frozenset()
     FIXED: ClassVar[dict[str, tuple[Any, ...]]] = {}
 
@@ -199,6 +200,7 @@ class ClipTextConfig(_Strict):
     """A CLIP text encoder (Radford et al. 2021), as OpenAI's and OpenCLIP's towers are in transformers' form."""
 
     WHAT: ClassVar[str] = "text encoder"
+    KIND: ClassVar[str] = "clip"
     FIXED: ClassVar[dict[str, tuple[Any, ...]]] = {"model_type": ("clip_text_model",)}
     # Training-time settings, provenance, and what transformers wrote into every config.json over the years (most of it
     # about generating text).
@@ -284,6 +286,7 @@ class UNetConfig(_Strict):
     """
 
     WHAT: ClassVar[str] = "U-Net"
+    KIND: ClassVar[str] = "unet"
     HARMLESS: ClassVar[frozenset[str]] = frozenset(("dropout", "addition_embed_type_num_heads"))
     FIXED: ClassVar[dict[str, tuple[Any, ...]]] = {
         "center_input_sample": (False,),
@@ -483,6 +486,7 @@ class VaeConfig(_Strict):
     """The autoencoder with a KL-regularised latent (Rombach et al. 2022), with diffusers' AutoencoderKL keys."""
 
     WHAT: ClassVar[str] = "autoencoder"
+    KIND: ClassVar[str] = "kl"
     FIXED: ClassVar[dict[str, tuple[Any, ...]]] = {
         "latents_mean": (None,),
         "latents_std": (None,),
@@ -543,6 +547,11 @@ class VaeConfig(_Strict):
     def to_diffusers(self) -> dict[str, Any]:
         """Keyword arguments for diffusers' `AutoencoderKL`."""
         return self.to_dict()
+
+
+PartConfig = ClipTextConfig | UNetConfig | VaeConfig
+# What `model.json` says a part is.
+KINDS: dict[str, type[PartConfig]] = {config.KIND: config for config in (ClipTextConfig, UNetConfig, VaeConfig)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -20,12 +20,21 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from mlxldm import quantized
-from mlxldm.config import ClipTextConfig, Defaults, LowScaleConfig, ScheduleConfig, UNetConfig, VaeConfig
+from mlxldm.config import (
+    KINDS,
+    ClipTextConfig,
+    Defaults,
+    LowScaleConfig,
+    PartConfig,
+    ScheduleConfig,
+    UNetConfig,
+    VaeConfig,
+)
 from mlxldm.errors import UserError, nearest
 from mlxldm.parameters import parameters
 from mlxldm.tensors import Tensor, TensorFile, open_regular, shown
@@ -34,10 +43,27 @@ __all__ = ["FORMAT", "LAYOUT", "PARTS", "Folder", "Manifest", "Packed", "Tensor"
 
 FORMAT = 1
 LAYOUT = "OHWI"
-PARTS = ("text", "text_2", "denoiser", "vae")
+# Every part a model may have, with the kinds (`config.KINDS`) it may be of; the first is meant where nothing is said.
+PARTS: dict[str, tuple[str, ...]] = {
+    "text": ("clip",),
+    "text_2": ("clip",),
+    "denoiser": ("unet",),
+    "vae": ("kl",),
+}
 FAMILIES = ("sd1", "sd2", "sdxl", "sdxl-refiner", "upscaler")
-TASKS = ("text-to-image", "inpaint", "edit", "depth", "refine", "upscale")
+# What a model is for, with the parts it needs for that. "part" is one part alone, to be used in another model.
+TASKS: dict[str, tuple[str, ...]] = {
+    "text-to-image": ("text", "denoiser", "vae"),
+    "inpaint": ("text", "denoiser", "vae"),
+    "edit": ("text", "denoiser", "vae"),
+    "depth": ("text", "denoiser", "vae"),
+    "refine": ("text", "denoiser", "vae"),
+    "upscale": ("text", "denoiser", "vae"),
+    "part": (),
+}
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+C = TypeVar("C", ClipTextConfig, UNetConfig, VaeConfig)
 
 MAX_JSON = 16 << 20  # bytes of a json file we read whole
 MAX_TOKENIZER_FILE = 64 << 20
@@ -56,10 +82,7 @@ class Manifest:
 
     name: str
     family: str  # of FAMILIES
-    text: ClipTextConfig
-    denoiser: UNetConfig
-    vae: VaeConfig
-    text_2: ClipTextConfig | None = None
+    parts: Mapping[str, PartConfig]  # by their names in PARTS
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     defaults: Defaults = field(default_factory=Defaults)
     task: str = "text-to-image"  # of TASKS
@@ -71,11 +94,36 @@ class Manifest:
     license: str | None = None
     zeros_for_empty: bool = False  # SDXL: a negative prompt that was not given is zeros, not the empty prompt
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", {part: self.parts[part] for part in PARTS if part in self.parts})
+
+    def part(self, name: str, kind: type[C]) -> C:
+        """The config of a part that must be there and of this kind: or a UserError that says what the model has."""
+        config = self.parts.get(name)
+        if isinstance(config, kind):
+            return config
+        has = f"has {', '.join(self.parts)} and no {name}" if config is None else f"has a {name} of another kind"
+        raise UserError(f"{self.name} cannot be run here: it {has} ({config.WHAT if config else kind.WHAT}).")
+
     @property
-    def parts(self) -> dict[str, ClipTextConfig | UNetConfig | VaeConfig]:
-        """The parts this model has, by their names in `PARTS`, with their configs."""
-        found = {part: getattr(self, part) for part in PARTS}
-        return {part: config for part, config in found.items() if config is not None}
+    def text(self) -> ClipTextConfig:
+        """The text encoder of models that read CLIP's text."""
+        return self.part("text", ClipTextConfig)
+
+    @property
+    def text_2(self) -> ClipTextConfig | None:
+        """The second text encoder, if there is one."""
+        return self.part("text_2", ClipTextConfig) if "text_2" in self.parts else None
+
+    @property
+    def denoiser(self) -> UNetConfig:
+        """The U-Net."""
+        return self.part("denoiser", UNetConfig)
+
+    @property
+    def vae(self) -> VaeConfig:
+        """The autoencoder."""
+        return self.part("vae", VaeConfig)
 
     def to_json(self) -> dict[str, Any]:
         """The object that stands in `model.json`."""
@@ -85,7 +133,7 @@ class Manifest:
             "family": self.family,
             "task": self.task,
             "layout": self.layout,
-            "parts": {part: config.to_dict() for part, config in self.parts.items()},
+            "parts": {part: {"kind": config.KIND, **config.to_dict()} for part, config in self.parts.items()},
             "schedule": self.schedule.to_dict(),
             "defaults": self.defaults.to_dict(),
             "low_scale": None if self.low_scale is None else self.low_scale.to_dict(),
@@ -124,9 +172,11 @@ class Manifest:
         for part in parts:
             if part not in PARTS:
                 raise UserError(f"{where} has the part '{str(part)[:80]}', but this version knows {', '.join(PARTS)}.")
-        for part in ("text", "denoiser", "vae"):
+        for part in TASKS[values["task"]]:
             if part not in parts:
                 raise UserError(f"{where} has no part '{part}': the model folder is not complete.")
+        if not parts:
+            raise UserError(f"{where} has no parts: the model folder is not complete.")
         quantization = values.get("quantization")
         if quantization is not None and not _known_quantization(quantization):
             raise UserError(
@@ -144,10 +194,7 @@ class Manifest:
             name=values["name"],
             family=values["family"],
             task=values["task"],
-            text=ClipTextConfig.from_dict(parts["text"]),
-            text_2=ClipTextConfig.from_dict(parts["text_2"]) if "text_2" in parts else None,
-            denoiser=UNetConfig.from_dict(parts["denoiser"]),
-            vae=VaeConfig.from_dict(parts["vae"]),
+            parts={part: _config(part, config, where) for part, config in parts.items()},
             schedule=ScheduleConfig.from_dict(values["schedule"]),
             defaults=Defaults.from_dict(values["defaults"]),
             low_scale=None if low_scale is None else LowScaleConfig.from_dict(low_scale),
@@ -156,6 +203,18 @@ class Manifest:
             license=licence,
             zeros_for_empty=zeros,
         )
+
+
+def _config(part: str, values: Any, where: str) -> PartConfig:
+    """A part's config, of the kind it says."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where} has a part '{part}' that is not an object: the model folder is damaged.")
+    kind = values.get("kind", PARTS[part][0])
+    if kind not in PARTS[part]:
+        raise UserError(
+            f"{where} has a {part} of kind '{str(kind)[:80]}', but this version knows {', '.join(PARTS[part])}."
+        )
+    return KINDS[kind].from_dict({key: value for key, value in values.items() if key != "kind"})
 
 
 def _known_quantization(values: Any) -> bool:

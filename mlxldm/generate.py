@@ -117,12 +117,18 @@ WAITING = {
 
 
 def _check_drawn(manifest: Manifest) -> None:
-    unet = manifest.denoiser
+    if manifest.task == "part":
+        parts = " and ".join(config.WHAT for config in manifest.parts.values())
+        raise UserError(
+            f"{manifest.name} is no whole model but a part of one ({parts}): it opens and converts, but using it "
+            f"beside a whole model comes with a later version."
+        )
     if manifest.task in WAITING:
         raise UserError(
             f"{manifest.name} is a model for {WAITING[manifest.task]}: it opens and converts, but this version does "
             f"not draw with it."
         )
+    unet = manifest.denoiser
     if unet.uneven_layers_down is not None or unet.mid_block_type == "UNetMidBlock2D":
         raise UserError(
             f"{manifest.name} is a model from which layers were taken away, as from SSD-1B and Vega: it opens and "

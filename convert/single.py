@@ -26,7 +26,7 @@ from mlxldm.tokenizer import BOS, EOS, LETTERS
 
 from . import names, original
 from .detect import Found, PartSource, Wish
-from .read import Source, Weights, kind, open_file
+from .read import Source, Weights, open_file
 
 HERE = Path(__file__).parent / "families"
 UNET = "model.diffusion_model."
@@ -46,6 +46,9 @@ LEFT_OUT = {
     "loss.": "was needed in training only",
     "depth_model.": "estimates the depth of a picture, a network of its own (MiDaS)",
     "low_scale_model.": "the small picture's schedule is computed from its range",
+    "visual": "sees pictures: the other half of a whole CLIP model",
+    "vision_model.": "sees pictures: the other half of a whole CLIP model",
+    "logit_scale": "is for comparing texts with pictures",
     "v_pred": "a mark that was read",
     "ztsnr": "a mark that was read",
 }
@@ -142,8 +145,13 @@ def single(path: Path, wish: Wish) -> Found:
 def _single(path: Path, file: Source, wish: Wish) -> Found:
     why: list[str] = []
     facts = _whole(path, file)
-    name = _family(path, facts, wish, why)
-    table = _table(name)
+    if facts is None:
+        from . import alone
+
+        part, begin = _parts_in(file)[0]
+        return alone.alone(path, file, part, begin, wish)
+    name = family_of(path, facts, wish, why)
+    table = table_of(name)
     parts: dict[str, PartSource] = {}
     configs: dict[str, Any] = {}
     used: set[str] = set()
@@ -166,16 +174,12 @@ def _single(path: Path, file: Source, wish: Wish) -> Found:
             elif averaged:
                 why.append("the averaged weights are left, as --no-ema says")
         weights = Weights({ours: (file, theirs) for ours, theirs in origin.items()})
-        config, dialect = _part(path, part, how, weights.tensors, wish, why)
+        config, dialect = part_of(path, part, how, weights.tensors, wish, why)
         configs[part] = config
         parts[part] = PartSource(weights, dialect, f"{path.name}: {prefix}*", {path.name: path})
     _fits(path, table, dict(_facts_of(name))["channels"], configs)
-    prediction, zero = _prediction(path, file, table, wish, why)
-    schedule = ScheduleConfig.from_diffusers(
-        {**table["schedule"], "prediction_type": "v_prediction" if prediction == "v" else prediction}
-        | ({"rescale_betas_zero_snr": True} if zero else {})
-    )
-    size = table["v_size"] if prediction == "v" and "v_size" in table else table["size"]
+    schedule = schedule_of(path, file, table, wish, why)
+    size = table["v_size"] if schedule.prediction == "v" and "v_size" in table else table["size"]
     manifest = Manifest(
         name=path.stem or "model",
         family=table["family"],
@@ -194,14 +198,17 @@ def _single(path: Path, file: Source, wish: Wish) -> Found:
         path,
         manifest,
         parts,
-        lambda number: _tokenizers(table["parts"], "text" if number == 1 else "text_2"),
+        lambda number: tokenizers_of(table["parts"], "text" if number == 1 else "text_2"),
         why,
-        _left_out(file, used),
+        left_out(file, used),
     )
 
 
-def _whole(path: Path, file: Source) -> Facts:
-    """The facts of the U-Net in a file that may hold a whole model; a UserError that says what it is otherwise."""
+def _whole(path: Path, file: Source) -> Facts | None:
+    """The facts of the U-Net in a file that may hold a whole model, None for a file with one part alone.
+
+    A UserError says what it is otherwise.
+    """
     for pattern, what in REFUSED:
         for name in file.tensors:
             if re.fullmatch(pattern, name):
@@ -221,11 +228,16 @@ def _whole(path: Path, file: Source) -> Facts:
             f"{shown(path)} holds a whole model, but not in the original code's names (its U-Net's begin with "
             f"'{shown(inside[0][1])}'): give the diffusers folder it was made from."
         )
+    if len(inside) == 1:
+        return None
     there = [_described(part, begin, file) for part, begin in inside[:4]]
     if not there:
         some = ", ".join(shown(name) for name in list(file.tensors)[:3]) or "none at all"
         raise UserError(f"{shown(path)} holds {len(file.tensors)} tensors ({some}), which are no model known here.")
-    raise UserError(f"{shown(path)} is {' and '.join(there)}, no whole model{_instead(path, there)}.")
+    raise UserError(
+        f"{shown(path)} is {' and '.join(there)}, neither a whole model nor one part alone: use the file or folder "
+        f"that holds the whole model."
+    )
 
 
 def _parts_in(file: Source) -> list[tuple[str, str]]:
@@ -245,7 +257,7 @@ def _described(part: str, begin: str, file: Source) -> str:
     if part == "denoiser":
         found = facts(shapes)
         name = next((name for name, wanted, _ in FAMILIES if found is not None and _agree(found, wanted) == 1), None)
-        whose = "no family known here" if name is None else _table(name)["title"] if name in READ else name
+        whose = "no family known here" if name is None else table_of(name)["title"] if name in READ else name
         return f"the U-Net of {whose} alone ({found or 'its first layers are not there'})"
     if part == "vae":
         levels = len({key.split(".")[2] for key in shapes if re.match(r"encoder\.down(_blocks)?\.\d+\.", key)})
@@ -261,19 +273,6 @@ def _described(part: str, begin: str, file: Source) -> str:
     last = shapes[marks[0]] if marks else ()
     width = last[-1] if last else 0
     return f"{TEXTS.get(width, f'a CLIP text encoder of width {width}')} alone"
-
-
-def _instead(path: Path, there: list[str]) -> str:
-    """What the person can do with a part."""
-    above = path.resolve().parent.parent
-    if (above / "model_index.json").is_file():
-        return f": give {shown(above)}, the model it belongs to"
-    if kind(path) == "gguf" and len(there) == 1:
-        return (
-            " (GGUF files made for ComfyUI hold the U-Net only): using it beside a whole model comes with a later "
-            "version, use a file that holds the whole model"
-        )
-    return ": using it beside a whole model comes with a later version, use the whole model"
 
 
 def facts(shapes: Mapping[str, tuple[int, ...]]) -> Facts | None:
@@ -308,24 +307,20 @@ def _facts_of(name: str) -> dict[str, Any]:
     return next(wanted for row, wanted, _ in FAMILIES if row == name)
 
 
-def _family(path: Path, found: Facts, wish: Wish, why: list[str]) -> str:
+def family_of(path: Path, found: Facts, wish: Wish, why: list[str]) -> str:
     """The row of `FAMILIES` that the U-Net is of."""
     if wish.family is not None:
-        if wish.family not in READ:
-            raise UserError(
-                f"The family '{shown(wish.family)}' is not known.{nearest(wish.family, READ)} Known are "
-                f"{', '.join(sorted(READ))}."
-            )
+        known(wish.family)
         # --family sd1 may be said of each of its layouts: the channels tell which
-        rows = [wish.family, *(row for row in READ if _table(row)["family"] == wish.family)]
+        rows = [wish.family, *(row for row in READ if table_of(row)["family"] == wish.family)]
         name = next((row for row in rows if _facts_of(row)["channels"] == found.channels), wish.family)
-        why.append(f"it is {_table(name)['title']}, as --family says ({found})")
+        why.append(f"it is {table_of(name)['title']}, as --family says ({found})")
         return name
     for name, wanted, lacks in FAMILIES:
         if _agree(found, wanted) == 1:
             if lacks is not None:
                 raise UserError(f"{shown(path)} is {name} ({found}); {lacks} come with a later version.")
-            why.append(f"{_table(name)['title']}: {found}")
+            why.append(f"{table_of(name)['title']}: {found}")
             return name
     closest = max(READ, key=lambda name: _agree(found, _facts_of(name)))
     raise UserError(
@@ -334,11 +329,20 @@ def _family(path: Path, found: Facts, wish: Wish, why: list[str]) -> str:
     )
 
 
+def known(family: str) -> str:
+    """`family` if it is one of `FAMILIES` that can be read; otherwise a UserError with the nearest."""
+    if family not in READ:
+        raise UserError(
+            f"The family '{shown(family)}' is not known.{nearest(family, READ)} Known are {', '.join(sorted(READ))}."
+        )
+    return family
+
+
 @functools.cache
-def _table(name: str) -> dict[str, Any]:
+def table_of(name: str) -> dict[str, Any]:
     """What a family's file says; where it is like another, on top of what that one says (null takes away)."""
     table: dict[str, Any] = json.loads((HERE / f"{name}.json").read_text(encoding="utf-8"))
-    return _over(_table(table.pop("like")), table) if "like" in table else table
+    return _over(table_of(table.pop("like")), table) if "like" in table else table
 
 
 def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -360,7 +364,7 @@ def _averaged(file: Source, origin: Mapping[str, str]) -> dict[str, str]:
     return made if all(name in file.tensors for name in made.values()) else {}
 
 
-def _part(
+def part_of(
     path: Path, part: str, how: dict[str, Any], shapes: Mapping[str, Tensor], wish: Wish, why: list[str]
 ) -> tuple[Any, names.Dialect]:
     """A part's config, read from its shapes and its family's table, and whose names it has."""
@@ -423,6 +427,15 @@ def _low_scale(path: Path, file: Source, values: dict[str, Any], why: list[str])
     raise UserError(f"{shown(path)} noises the small picture by a schedule that is not known ({name}).")
 
 
+def schedule_of(path: Path, file: Source, table: dict[str, Any], wish: Wish, why: list[str]) -> ScheduleConfig:
+    """The family's schedule, with what this file predicts."""
+    prediction, zero = _prediction(path, file, table, wish, why)
+    return ScheduleConfig.from_diffusers(
+        {**table["schedule"], "prediction_type": "v_prediction" if prediction == "v" else prediction}
+        | ({"rescale_betas_zero_snr": True} if zero else {})
+    )
+
+
 def _prediction(path: Path, file: Source, table: dict[str, Any], wish: Wish, why: list[str]) -> tuple[str, bool]:
     """ "epsilon" or "v", and whether the schedule ends in pure noise; the evidence goes to `why`."""
     zero = "ztsnr" in file.tensors or file.metadata.get("ss_zero_terminal_snr", "").lower() == "true"
@@ -477,7 +490,7 @@ def _values(file: Source, name: str) -> np.ndarray:
     return plain.astype(np.float64)
 
 
-def _left_out(file: Source, used: set[str]) -> dict[str, str]:
+def left_out(file: Source, used: set[str]) -> dict[str, str]:
     """Every tensor that no part takes, with the reason; tensors of one reason are counted together."""
     groups: dict[str, list[str]] = {}
     for name in file.tensors:
@@ -508,7 +521,7 @@ def _vocabulary() -> tuple[dict[str, int], list[str]]:
     return {token: number for number, token in enumerate(tokens)}, merges
 
 
-def _tokenizers(parts: Mapping[str, Any], part: str) -> dict[str, bytes]:
+def tokenizers_of(parts: Mapping[str, Any], part: str) -> dict[str, bytes]:
     """The files of a text encoder's tokenizer; none where there is no such part."""
     return _tokenizer(parts[part]["pad"]) if part in parts else {}
 

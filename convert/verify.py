@@ -101,6 +101,9 @@ def _bits(folder: Folder, part: str, name: str) -> np.ndarray:
     if step.op.startswith("rows "):
         which, of = (int(text) for text in step.op[5:].split("/"))
         source = np.array_split(source, of)[which]
+    if step.op.startswith("heads "):
+        which, _, heads = (int(text) for text in step.op[6:].replace(" of ", "/").split("/"))
+        source = np.concatenate([np.array_split(head, 3)[which] for head in np.array_split(source, heads)])
     if step.op == "transposed":
         return np.einsum("ij->ji", source).reshape(-1)
     if len(shape) == 4:

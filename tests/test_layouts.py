@@ -264,7 +264,7 @@ def shapes(kind: str) -> dict[str, tuple[int, ...]]:
     found |= shapes_of(VaeConfig.from_dict(vae), original.vae_name, "first_stage_model.")
     for i, (form, config) in enumerate(texts):
         inner = "transformer." if form == "clip" else "model."
-        prefix = f"conditioner.embedders.{i}.{inner}" if "sdxl" in single._table(kind)["family"] else (
+        prefix = f"conditioner.embedders.{i}.{inner}" if "sdxl" in single.table_of(kind)["family"] else (
             f"cond_stage_model.{inner}")  # fmt: skip
         found |= shapes_of(config, original.clip_name if form == "clip" else original.openclip_name, prefix)
     return found
@@ -284,7 +284,7 @@ def empty(found: dict[str, tuple[int, ...]], path):
 def test_a_published_layout_is_recognised_by_its_shapes_alone(kind, tmp_path):
     path = empty(shapes(kind), tmp_path / "model.safetensors")
     found = detect(path, Wish(prediction="epsilon"))
-    table = single._table(kind)
+    table = single.table_of(kind)
     assert (found.manifest.family, found.manifest.task) == (table["family"], table["task"])
     assert any(reason.startswith(table["title"]) for reason in found.why)
     wanted = UNetConfig.from_dict(REAL[kind][1])
@@ -305,33 +305,81 @@ def alone(path) -> str:
     return str(error.value)
 
 
+PLAIN = lambda name, config: (name, "")  # noqa: E731
+
+
 @pytest.mark.parametrize("kind", REAL)
 @pytest.mark.parametrize("prefix", ["model.diffusion_model.", "", "diffusion_model.", "unet."])
-def test_a_unet_alone_is_named_with_its_family(kind, prefix, tmp_path):
+def test_a_unet_alone_opens_in_either_names(kind, prefix, tmp_path):
     config = UNetConfig.from_dict(REAL[kind][1])
-    title = single._table(kind)["title"]
-    for i, name_of in enumerate((original.unet_name, lambda name, config: (name, ""))):
-        said = alone(empty(shapes_of(config, name_of, prefix), tmp_path / f"{i}.safetensors"))
-        assert f"the U-Net of {title} alone" in said and f"{config.in_channels} input channels" in said
-        assert "beside a whole model comes with a later version" in said
+    table = single.table_of(kind)
+    for i, name_of in enumerate((original.unet_name, PLAIN)):
+        path = empty(shapes_of(config, name_of, prefix), tmp_path / f"{i}.safetensors")
+        folder = view(path, Wish(prediction="epsilon"))
+        manifest = folder.manifest
+        assert (manifest.family, manifest.task, list(manifest.parts)) == (table["family"], "part", ["denoiser"])
+        found = manifest.denoiser
+        assert parameters(found) == parameters(config) and found.heads == config.heads
+        assert found.only_cross_attention[1:3] == config.only_cross_attention[1:3]
+        assert {name: t.shape for name, t in folder.names("denoiser").items()} == parameters(config)
+        with pytest.raises(UserError, match=r"a part of one \(U-Net\)"):
+            resolve(Job(prompt="x"), manifest)
 
 
-def test_other_parts_alone_are_named(tmp_path, folders):
-    def said(config, name_of, prefix: str) -> str:
-        return alone(empty(shapes_of(config, name_of, prefix), tmp_path / "part.safetensors"))
+@pytest.mark.parametrize("prefix", ["", "first_stage_model.", "vae."])
+def test_an_autoencoder_alone_opens_once_its_family_is_said(prefix, tmp_path):
+    for config, family in ((VaeConfig.from_dict(VAE), "sdxl"), (VaeConfig.from_dict(VAE_F4), "upscaler")):
+        for i, name_of in enumerate((original.vae_name, PLAIN)):
+            path = empty(shapes_of(config, name_of, prefix), tmp_path / f"{i}-{family}.safetensors")
+            said = alone(path)
+            assert "how its latents are scaled is in no such file" in said and "--family sdxl" in said
+            manifest = view(path, Wish(family=family)).manifest
+            assert (manifest.task, list(manifest.parts)) == ("part", ["vae"])
+            assert parameters(manifest.vae) == parameters(config)
+            assert manifest.vae.scaling_factor == {"sdxl": 0.13025, "upscaler": 0.08333}[family]
 
-    plain = lambda name, config: (name, "")  # noqa: E731
-    for prefix in ("", "first_stage_model.", "vae."):
-        for name_of in (original.vae_name, plain):
-            told = said(VaeConfig.from_dict(VAE), name_of, prefix)
-            assert "4 latent channels, 8 pixels" in told and "1.x, 2.x or XL" in told
-    assert "the x4 upscaler" in said(VaeConfig.from_dict(VAE_F4), plain, "")
-    assert "CLIP-L" in said(CLIP_L[1], plain, "")
-    assert "OpenCLIP-bigG" in said(OPEN_G[1], original.openclip_name, "")
-    assert "OpenCLIP-H" in said(OPEN_H[1], original.openclip_name, "cond_stage_model.model.")
-    inner = folders["sd1-inpaint"] / "unet" / "diffusion_pytorch_model.safetensors"
-    assert f"give {folders['sd1-inpaint']}" in alone(inner)
-    assert "UNet2DConditionModel with 9 input channels" in alone(inner.parent)
+
+def test_a_text_encoder_alone_opens_in_either_names(tmp_path):
+    bare = lambda name, config: (name.removeprefix("text_model."), "")  # noqa: E731
+    for form, config, family, part in ((*CLIP_L, "sd1", "text"), (*OPEN_H, "sd2", "text"), (*OPEN_G, "sdxl", "text_2")):
+        own = original.clip_name if form == "clip" else original.openclip_name
+        for prefix in ("", "cond_stage_model.model.", "text_encoder."):
+            for i, name_of in enumerate((own, PLAIN, bare)):
+                if "cond" in prefix and i:
+                    continue
+                whole = {} if prefix else {"visual.conv1.weight": (8, 3, 2, 2), "logit_scale": ()}
+                path = empty(shapes_of(config, name_of, prefix) | whole, tmp_path / f"{i}.safetensors")
+                folder = view(path)
+                manifest = folder.manifest
+                assert (manifest.family, manifest.task, list(manifest.parts)) == (family, "part", [part])
+                assert len(folder.report()["ignored"]) == len(whole)
+                found = manifest.parts[part]
+                assert (found.hidden_size, found.projection_dim) == (config.hidden_size, config.projection_dim)
+                assert found.hidden_act == ("quick_gelu" if form == "clip" else "gelu")
+                assert found.skip == (-2 if family == "sdxl" else -1)
+                assert folder.tokenizer_files(2 if part == "text_2" else 1)
+
+
+def test_a_part_alone_holds_the_numbers_of_its_file_and_is_written(pipes, tmp_path):
+    pipe = pipes["sdxl-inpaint"]
+    for part, module, family in (("denoiser", pipe.unet, "sdxl"), ("vae", pipe.vae, "sdxl")):
+        path = single_files.write(module.state_dict(), tmp_path / f"{part}.safetensors")
+        source = view(path, Wish(family=family))
+        for name, array in weights.of_torch(module).items():
+            assert np.array_equal(source.read(part, name), array), name
+        single_files.same(source, open_folder(write(source, tmp_path / part).path))
+
+
+def test_several_parts_that_are_no_model_are_named(tmp_path):
+    found = shapes_of(UNetConfig.from_dict(SD1), PLAIN, "unet.") | shapes_of(VaeConfig.from_dict(VAE), PLAIN, "vae.")
+    said = alone(empty(found, tmp_path / "two.safetensors"))
+    assert "the U-Net of Stable Diffusion 1.x alone" in said and "4 latent channels, 8 pixels" in said
+    assert "neither a whole model nor one part alone" in said
+
+
+def test_a_component_of_a_folder_is_named(folders):
+    inner = folders["sd1-inpaint"] / "unet"
+    assert "UNet2DConditionModel with 9 input channels" in alone(inner)
 
 
 def gguf(state: dict[str, torch.Tensor], path):
@@ -353,7 +401,9 @@ def test_gguf_files_hold_whole_models_or_the_unet_of_comfyuis(pipes, files, tmp_
                       view(files["ssd-1b"], Wish(family="sdxl")))  # fmt: skip
     begin = "model.diffusion_model."
     unet = {name.removeprefix(begin): value for name, value in state.items() if name.startswith(begin)}
-    assert "GGUF files made for ComfyUI hold the U-Net only" in alone(gguf(unet, tmp_path / "b.gguf"))
+    part = view(gguf(unet, tmp_path / "b.gguf"), Wish(family="ssd-1b"))
+    whole = view(files["ssd-1b"], Wish(family="sdxl"))
+    assert part.manifest.task == "part" and part.names("denoiser") == whole.names("denoiser")
 
 
 def test_a_whole_model_in_diffusers_names_in_one_file_is_told_apart_from_parts(pipes, tmp_path):

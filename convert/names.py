@@ -5,20 +5,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from mlxldm.config import ClipTextConfig, VaeConfig
+from mlxldm.config import BertConfig, ClipTextConfig, UNetConfig, VaeConfig, VqConfig
 from mlxldm.errors import UserError
 from mlxldm.parameters import parameters
 from mlxldm.tensors import Tensor, shown
 
 from . import original
 
-# The autoencoder's attention before diffusers 0.17, by the last two parts of a name.
+TO_LOGITS = "guesses words, which the model has no use for"
+
+# Attention to the picture alone before diffusers 0.17, by the last two parts of a name.
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 # The dtypes weights come in, and what each is read as: double precision is more than any model was trained in, and
@@ -31,7 +34,9 @@ class Step:
     """How one of our tensors is made: from which source tensor, and what happens to its axes."""
 
     source: str
-    op: str  # "as it is", "channels last", "1x1 to matrix", "rows 0/3" (a third of its rows), "transposed"
+    # "as it is", "channels last", "1x1 to matrix", "transposed", "rows 0/3" (a third of its rows), "heads 0/3 of 8" (of
+    # each head's rows a third)
+    op: str
     tensor: Tensor  # ours
 
 
@@ -48,7 +53,7 @@ class Plan:
         return sum(step.op == op for step in self.steps.values())
 
 
-# A source tensor and what is done to it before it fits: "", "rows 0/3" or "transposed".
+# A source tensor and what is done to it before it fits: "", "rows 0/3", "heads 0/3 of 8" or "transposed".
 From = tuple[str, str]
 
 
@@ -64,7 +69,10 @@ def _diffusers(name: str, config: Any) -> list[From]:
     found = [name]
     if isinstance(config, ClipTextConfig) and name.startswith("text_model."):
         found.append(name.removeprefix("text_model."))  # CLIPTextModel is saved without the prefix since transformers 5
-    if isinstance(config, VaeConfig) and ".attentions." in name:
+    before = isinstance(config, VaeConfig | VqConfig) or (
+        isinstance(config, UNetConfig) and config.diffusers == "UNet2DModel"
+    )
+    if before and ".attentions." in name:
         head, _, last = name.rpartition(".")
         for old, new in OLD_ATTENTION.items():
             if head.endswith(f".{new}"):
@@ -77,6 +85,8 @@ def _diffusers_ignored(name: str, config: Any) -> str | None:
         return "positions are 0, 1, 2, ... always"
     if isinstance(config, ClipTextConfig) and config.projection_dim is None and name == "text_projection.weight":
         return "this pipeline does not read the projected text"
+    if isinstance(config, BertConfig) and name.startswith("to_logits."):
+        return TO_LOGITS
     return None
 
 
@@ -90,7 +100,9 @@ def _original_ignored(name: str, config: Any) -> str | None:
             return "this pipeline does not read the projected text"
         if name.startswith(f"transformer.resblocks.{config.num_hidden_layers}."):
             return "the last layer: the model reads the last but one"
-    if isinstance(config, VaeConfig) and name.startswith("loss."):
+    if isinstance(config, BertConfig) and name.startswith("to_logits."):
+        return TO_LOGITS
+    if isinstance(config, VaeConfig | VqConfig) and name.startswith("loss."):
         return "was needed in training only"
     return None
 
@@ -99,7 +111,8 @@ DIFFUSERS = Dialect(_diffusers, _diffusers_ignored)
 UNET = Dialect(lambda name, config: [original.unet_name(name, config)], _original_ignored)
 VAE = Dialect(lambda name, config: [original.vae_name(name, config)], _original_ignored)
 OPENCLIP = Dialect(lambda name, config: [original.openclip_name(name, config)], _original_ignored)
-# single files keep transformers' names; very old merges lost the `text_model.`
+BERT = Dialect(lambda name, config: [original.bert_name(name, config)], _original_ignored)
+# single files keep transformers' names (very old merges lost the `text_model.`), and class embedder and rescaler theirs
 CLIP = Dialect(_diffusers, _original_ignored)
 
 
@@ -157,7 +170,9 @@ def _op(theirs: tuple[int, ...], ours: tuple[int, ...], cut: str = "") -> str | 
     if cut == "transposed":
         return cut if theirs == ours[::-1] else None
     if cut:
-        return cut if theirs == (3 * ours[0], *ours[1:]) else None
+        _, of, heads = _rows(cut)
+        whole = (of * ours[0], *ours[1:])
+        return cut if theirs in (whole, (*whole, 1)) and ours[0] % heads == 0 else None
     if len(ours) == 4:
         if len(theirs) == 4 and (theirs[0], theirs[2], theirs[3], theirs[1]) == ours:
             return "channels last"
@@ -169,16 +184,22 @@ def _op(theirs: tuple[int, ...], ours: tuple[int, ...], cut: str = "") -> str | 
     return None
 
 
+def _rows(cut: str) -> tuple[int, int, int]:
+    """Which part of how many, and of how many heads: "heads 1/3 of 8" is (1, 3, 8), "rows 1/3" is (1, 3, 1)."""
+    which, of, *heads = (int(number) for number in re.findall(r"\d+", cut))
+    return which, of, heads[0] if heads else 1
+
+
 def apply(op: str, array: np.ndarray) -> np.ndarray:
     """A source tensor as ours, with the same bits; the caller gives it our shape."""
     if op == "channels last":
         return np.ascontiguousarray(array.transpose(0, 2, 3, 1))
     if op == "transposed":
         return np.ascontiguousarray(array.T)
-    if op.startswith("rows "):
-        which, of = (int(number) for number in op.removeprefix("rows ").split("/"))
-        rows = len(array) // of
-        return np.ascontiguousarray(array[which * rows : (which + 1) * rows])
+    if op.startswith(("rows ", "heads ")):
+        which, of, heads = _rows(op)
+        rows = array.reshape(heads, of, -1, *array.shape[1:])[:, which]
+        return np.ascontiguousarray(rows).reshape(-1, *array.shape[1:])
     return array
 
 
@@ -210,7 +231,8 @@ def _theirs(ours: tuple[int, ...], cut: str = "") -> list[int]:
     if cut == "transposed":
         return list(ours[::-1])
     if cut:
-        return [3 * ours[0], *ours[1:]]
+        one = [1] if cut.startswith("heads") and len(ours) == 2 else []  # a convolution of one dimension
+        return [3 * ours[0], *ours[1:], *one]
     return [ours[0], ours[3], ours[1], ours[2]] if len(ours) == 4 else list(ours)
 
 

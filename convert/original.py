@@ -1,8 +1,8 @@
 """The names and shapes of the original code (CompVis latent-diffusion, Stability's generative-models): read and mapped.
 
-A single-file checkpoint says nothing about its structure but names and shapes. `unet`, `vae` and `clip` read a part's
-config from them; `unet_name`, `vae_name`, `clip_name` and `openclip_name` give, for each of our tensors, the tensor it
-is made from and how. The tables go from our names to theirs, never back: ours are known from the config, and a key that
+A single-file checkpoint says nothing about its structure but names and shapes. `unet`, `vae`, `clip`, `bert` ... read a
+part's config from them; `unet_name`, `vae_name`, `bert_name` ... give, for each of our tensors, the tensor it is made
+from and how. The tables go from our names to theirs, never back: ours are known from the config, and a key that
 no name leads to is then a key without a place.
 
 Sources: https://github.com/CompVis/latent-diffusion (ldm/modules/diffusionmodules), checked against diffusers'
@@ -15,13 +15,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mlxldm.config import ClipTextConfig, UNetConfig, VaeConfig
+from mlxldm.config import MIDDLE, BertConfig, ClipTextConfig, UNetConfig, VaeConfig, VqConfig
 from mlxldm.errors import UserError
 from mlxldm.tensors import Tensor
 
 Shapes = Mapping[str, Tensor]
-# A source tensor and what is done to it: "" (fitted to our shape), "rows 1/3" (the second third of its rows),
-# "transposed".
+# A source tensor and what is done to it: "" (fitted to our shape), "transposed", "rows 1/3" (the second third of its
+# rows), "heads 1/3 of 8" (of its rows the second third of each head's, where there are 8).
 From = tuple[str, str]
 
 RESNET = {
@@ -45,6 +45,7 @@ UNET = {
     "mid_block.resnets.1": "middle_block.2",
     "class_embedding": "label_emb",
 }
+PICTURE_ATTENTION = {"group_norm": "norm", "to_out.0": "proj_out"}
 VAE_RESNET = {"conv_shortcut": "nin_shortcut"}
 VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 OPENCLIP = {
@@ -53,6 +54,17 @@ OPENCLIP = {
     "self_attn.out_proj": "attn.out_proj",
     "mlp.fc1": "mlp.c_fc",
     "mlp.fc2": "mlp.c_proj",
+}
+# x-transformers makes two layers of each of ours: attention, and what follows it.
+BERT = {
+    "self_attn_layer_norm": (0, "0"),
+    "self_attn.q_proj": (0, "1.to_q"),
+    "self_attn.k_proj": (0, "1.to_k"),
+    "self_attn.v_proj": (0, "1.to_v"),
+    "self_attn.out_proj": (0, "1.to_out"),
+    "final_layer_norm": (1, "0"),
+    "fc1": (1, "1.net.0.0"),
+    "fc2": (1, "1.net.2"),
 }
 
 
@@ -72,22 +84,37 @@ def unet_name(name: str, config: UNetConfig) -> From:
     for ours, theirs in UNET.items():
         if name.startswith(f"{ours}."):
             rest = name[len(ours) + 1 :]
+            if ".attentions." in f"{ours}." and config.mid_block_type == MIDDLE:
+                return _picture_attention(theirs, rest, config.heads[-1])
             return f"{theirs}.{_rest(rest, RESNET) if '.resnets.' in f'{ours}.' else rest}", ""
     match = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", name)
     assert match, name
     way, b, what, j, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
+    kind = (config.down_block_types if way == "down" else config.up_block_types)[b]
     if way == "down":
-        block = f"input_blocks.{1 + b * (n + 1) + j}"
+        block, level = f"input_blocks.{1 + b * (n + 1) + j}", b
         if what == "downsamplers":
-            return f"input_blocks.{(b + 1) * (n + 1)}.0.op.{rest.removeprefix('conv.')}", ""
+            block = f"input_blocks.{(b + 1) * (n + 1)}.0"
+            resnet = config.smaller(b) == "resnet"
+            return f"{block}.{_rest(rest, RESNET) if resnet else 'op.' + rest.removeprefix('conv.')}", ""
     else:
-        block = f"output_blocks.{b * (n + 1) + j}"
+        block, level = f"output_blocks.{b * (n + 1) + j}", config.levels - 1 - b
         if what == "upsamplers":
-            place = 2 if config.up_block_types[b] == "CrossAttnUpBlock2D" else 1
-            return f"output_blocks.{b * (n + 1) + n}.{place}.{rest}", ""
+            block = f"output_blocks.{b * (n + 1) + n}.{2 if 'Attn' in kind else 1}"
+            return f"{block}.{_rest(rest, RESNET) if config.larger(b) == 'resnet' else rest}", ""
     if what == "resnets":
         return f"{block}.0.{_rest(rest, RESNET)}", ""
+    if kind.startswith("Attn"):
+        return _picture_attention(f"{block}.1", rest, config.heads[level])
     return f"{block}.1.{rest}", ""
+
+
+def _picture_attention(block: str, rest: str, heads: int) -> From:
+    """Attention without text: query, key and value are one convolution, whose rows come head by head."""
+    module, _, last = rest.rpartition(".")
+    if module in ("to_q", "to_k", "to_v"):
+        return f"{block}.qkv.{last}", f"heads {'qkv'.index(module[-1])}/3 of {heads}"
+    return f"{block}.{_rest(rest, PICTURE_ATTENTION)}", ""
 
 
 def unet(shapes: Shapes, heads: int | None, head_size: int | None) -> dict[str, Any]:
@@ -109,35 +136,58 @@ def unet(shapes: Shapes, heads: int | None, head_size: int | None) -> dict[str, 
         if found:
             inside.setdefault(transformer, set()).add(rest.split(".")[0])
 
-    def depth(transformer: str) -> int:
-        return len(inside.get(transformer, ()))
+    contexts = {tensor.shape[1] for key, tensor in shapes.items()
+                if key.endswith("attn2.to_k.weight") and len(tensor.shape) == 2}  # fmt: skip
+    alone = not contexts and "middle_block.1.qkv.weight" in shapes  # it attends to the picture and nothing else
+    if len(contexts) != 1 and not alone:
+        raise UserError(f"The U-Net reads text of {len(contexts)} widths; one was expected.")
 
-    # three digits are more than any model has, and no number in a hostile name makes a long loop
-    numbers = [int(match[1]) for key in shapes if (match := re.match(r"input_blocks\.(\d{1,3})\.", key))]
-    blocks = 1 + max(numbers, default=0)
+    def depth(block: str) -> int:
+        return int(f"{block}.1.qkv.weight" in shapes) if alone else len(inside.get(f"{block}.1", ()))
+
+    blocks, smaller, resnets = _levels(shapes)
     widths: list[int] = []
     down: list[list[int]] = [[]]  # the transformer layers of every block, level by level
     for i in range(1, blocks):
-        if f"input_blocks.{i}.0.op.weight" in shapes:
+        if i in smaller:
             down.append([])
             continue
-        down[-1].append(depth(f"input_blocks.{i}.1"))
+        down[-1].append(depth(f"input_blocks.{i}"))
         if len(down[-1]) == 1:
             widths.append(width(f"input_blocks.{i}.0.in_layers.2.weight"))
     if [] in down:
         raise UserError("The U-Net's input blocks do not form levels: this is not a U-Net of the original code.")
     layers = [len(level) for level in down]
     places = iter(range(blocks + len(layers)))
-    up = [[depth(f"output_blocks.{next(places)}.1") for _ in range(count + 1)] for count in reversed(layers)]
+    up = [[depth(f"output_blocks.{next(places)}") for _ in range(count + 1)] for count in reversed(layers)]
     if any(0 in level and max(level) for level in (*down, *up)):
         raise UserError("The U-Net has levels of which some blocks attend and others do not, which cannot be run.")
-    contexts = {tensor.shape[1] for key, tensor in shapes.items()
-                if key.endswith("attn2.to_k.weight") and len(tensor.shape) == 2}  # fmt: skip
-    if len(contexts) != 1:
-        raise UserError(f"The U-Net reads text of {len(contexts)} widths; one was expected.")
+    config: dict[str, Any] = {
+        "in_channels": width("input_blocks.0.0.weight", 1),
+        "out_channels": width("out.2.weight"),
+        "block_out_channels": widths,
+        "layers_per_block": layers,
+        "heads": [heads or max(1, w // (head_size or 64)) for w in widths],
+    }
+    if width("input_blocks.1.0.emb_layers.1.weight") == 2 * widths[0]:
+        config["resnet_time_scale_shift"] = "scale_shift"
+    if "label_emb.weight" in shapes:
+        config["num_class_embeds"] = width("label_emb.weight")
+    attends, upwards = [level[0] > 0 for level in down], [level[0] > 0 for level in up]
+    if alone:
+        between, plain = ("resnet", "Resnet{}sampleBlock2D") if resnets else ("conv", "{}Block2D")
+        kinds = [["Attn{}Block2D" if there else "{}Block2D" if i == len(layers) - 1 else plain
+                  for i, there in enumerate(way)] for way in (attends, upwards)]  # fmt: skip
+        return config | {
+            "down_block_types": [kind.format("Down") for kind in kinds[0]],
+            "mid_block_type": MIDDLE,
+            "up_block_types": [kind.format("Up") for kind in kinds[1]],
+            "downsample_type": between,
+            "upsample_type": between,
+            "cross_attention_dim": [],
+        }
     context = contexts.pop()
-    attends = [level[0] > 0 for level in down]
-    inner = depth("middle_block.1")
+    inner = depth("middle_block")
     if inner and attends[-1] and inner != down[-1][0]:
         raise UserError(
             f"The U-Net's middle has {inner} transformer layers and its last level {down[-1][0]}, which no model known "
@@ -145,18 +195,13 @@ def unet(shapes: Shapes, heads: int | None, head_size: int | None) -> dict[str, 
         )
     if inner:  # diffusers' middle block is as deep as the last level says, even where that level does not attend
         down[-1][0] = inner
-    config: dict[str, Any] = {
-        "in_channels": width("input_blocks.0.0.weight", 1),
-        "out_channels": width("out.2.weight"),
-        "block_out_channels": widths,
-        "layers_per_block": layers,
+    config |= {
         "down_block_types": ["CrossAttnDownBlock2D" if there else "DownBlock2D" for there in attends],
         "mid_block_type": _middle(shapes),
-        "up_block_types": ["CrossAttnUpBlock2D" if level[0] else "UpBlock2D" for level in up],
+        "up_block_types": ["CrossAttnUpBlock2D" if there else "UpBlock2D" for there in upwards],
         "transformer_layers_per_block": [[max(n, 1) for n in level] for level in down],
         "reverse_transformer_layers_per_block": [[max(n, 1) for n in level] for level in up],
         "cross_attention_dim": context,
-        "heads": [heads or max(1, w // (head_size or 64)) for w in widths],
         "only_cross_attention": [_reads_text_only(shapes, b, layers, context) for b in range(len(layers))],
         "mid_block_only_cross_attention": False,
         "use_linear_projection": any(len(tensor.shape) == 2 for key, tensor in shapes.items()
@@ -168,9 +213,24 @@ def unet(shapes: Shapes, heads: int | None, head_size: int | None) -> dict[str, 
             "addition_time_embed_dim": 256,
             "projection_class_embeddings_input_dim": width("label_emb.0.0.weight", 1),
         }
-    if "label_emb.weight" in shapes:
-        config["num_class_embeds"] = width("label_emb.weight")
     return config
+
+
+def _levels(shapes: Shapes) -> tuple[int, set[int], bool]:
+    """How many input blocks there are, which of them make the picture smaller, and whether residual blocks do so.
+
+    A residual block that makes smaller looks like any other. But on the way up they stand beside another block, and
+    the first that does tells how many blocks a level has.
+    """
+    # three digits are more than any model has, and no number in a hostile name makes a long loop
+    numbers = [int(match[1]) for key in shapes if (match := re.match(r"input_blocks\.(\d{1,3})\.", key))]
+    blocks = 1 + max(numbers, default=0)
+    smaller = {i for i in range(1, blocks) if f"input_blocks.{i}.0.op.weight" in shapes}
+    if smaller:
+        return blocks, smaller, False
+    larger = (i for i in range(blocks) for k in (1, 2) if f"output_blocks.{i}.{k}.in_layers.0.weight" in shapes)
+    n = next(larger, blocks)
+    return blocks, set(range(n + 1, blocks, n + 1)), n < blocks
 
 
 def _middle(shapes: Shapes) -> str | None:
@@ -196,7 +256,7 @@ def _reads_text_only(shapes: Shapes, level: int, layers: list[int], context: int
 # The autoencoder
 
 
-def vae_name(name: str, config: VaeConfig) -> From:
+def vae_name(name: str, config: VaeConfig | VqConfig) -> From:
     """The original's tensor for one of our autoencoder's (without `first_stage_model.`)."""
     last = len(config.block_out_channels) - 1
     match = re.fullmatch(r"(encoder|decoder)\.mid_block\.(resnets|attentions)\.(\d)\.(.+)", name)
@@ -205,18 +265,22 @@ def vae_name(name: str, config: VaeConfig) -> From:
         if what == "attentions":
             return f"{side}.mid.attn_1.{_rest(rest, VAE_ATTENTION)}", ""
         return f"{side}.mid.block_{int(j) + 1}.{_rest(rest, VAE_RESNET)}", ""
-    match = re.fullmatch(r"(?:encoder\.(down)|decoder\.(up))_blocks\.(\d+)\.(resnets|\w+samplers)\.(\d+)\.(.+)", name)
+    what = "resnets|attentions|downsamplers|upsamplers"
+    match = re.fullmatch(rf"(?:encoder\.(down)|decoder\.(up))_blocks\.(\d+)\.({what})\.(\d+)\.(.+)", name)
     if match:
         down, up, b, what, j, rest = match.groups()
         block = f"encoder.down.{b}" if down else f"decoder.up.{last - int(b)}"
         if what == "resnets":
             return f"{block}.block.{j}.{_rest(rest, VAE_RESNET)}", ""
+        if what == "attentions":
+            return f"{block}.attn.{j}.{_rest(rest, VAE_ATTENTION)}", ""
         return f"{block}.{'downsample' if down else 'upsample'}.{rest}", ""
     return name.replace(".conv_norm_out.", ".norm_out."), ""
 
 
 def vae(shapes: Shapes) -> dict[str, Any]:
-    """The config, with diffusers' keys, of the autoencoder with these tensors."""
+    """The config, with diffusers' keys, of the autoencoder with these tensors: of a VQModel if it has codes, of an
+    AutoencoderKL otherwise."""
     numbers = [int(match[1]) for key in shapes if (match := re.match(r"encoder\.down\.(\d{1,2})\.", key))]
     levels = 1 + max(numbers, default=-1)
     needed = ["encoder.conv_in.weight", "encoder.conv_out.weight", "decoder.conv_out.weight", "decoder.conv_in.weight"]
@@ -224,17 +288,29 @@ def vae(shapes: Shapes) -> dict[str, Any]:
     absent = [key for key in needed if key not in shapes or len(shapes[key].shape) != 4]
     if absent or not levels:
         raise UserError(f"The autoencoder has no usable {(absent or needed)[0]}: this is not one of the original code.")
-    return {
+    attends = [f"encoder.down.{i}.attn.0.q.weight" in shapes for i in range(levels)]
+    upwards = [f"decoder.up.{i}.attn.0.q.weight" in shapes for i in reversed(range(levels))]
+    config: dict[str, Any] = {
         "in_channels": shapes["encoder.conv_in.weight"].shape[1],
         "out_channels": shapes["decoder.conv_out.weight"].shape[0],
         "block_out_channels": [shapes[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(levels)],
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "down_block_types": ["AttnDownEncoderBlock2D" if there else "DownEncoderBlock2D" for there in attends],
+        "up_block_types": ["AttnUpDecoderBlock2D" if there else "UpDecoderBlock2D" for there in upwards],
         "layers_per_block": len({key.split(".")[4] for key in shapes if key.startswith("encoder.down.0.block.")}),
         "latent_channels": shapes["decoder.conv_in.weight"].shape[1],
-        "use_quant_conv": "quant_conv.weight" in shapes,
-        "use_post_quant_conv": "post_quant_conv.weight" in shapes,
         "mid_block_add_attention": "encoder.mid.attn_1.q.weight" in shapes,
+    }
+    codes = shapes.get("quantize.embedding.weight")
+    if codes is None:
+        return config | {
+            "use_quant_conv": "quant_conv.weight" in shapes,
+            "use_post_quant_conv": "post_quant_conv.weight" in shapes,
+        }
+    if len(codes.shape) != 2:
+        raise UserError("The autoencoder has no usable table of codes: this is not one of the original code.")
+    return config | {
+        "num_vq_embeddings": codes.shape[0],
+        "vq_embed_dim": None if codes.shape[1] == config["latent_channels"] else codes.shape[1],
     }
 
 
@@ -311,6 +387,39 @@ def clip(shapes: Shapes, skip: int) -> dict[str, Any]:
         "max_position_embeddings": places.shape[0],
         "hidden_act": "quick_gelu",
         "skip": skip,
+    }
+
+
+def bert_name(name: str, config: BertConfig) -> From:
+    """x-transformers' tensor for one of our BERT's (without `cond_stage_model.transformer.`)."""
+    fixed = {
+        "model.embed_tokens.weight": "token_emb.weight",
+        "model.embed_positions.weight": "pos_emb.emb.weight",
+        "model.layer_norm.weight": "norm.weight",
+        "model.layer_norm.bias": "norm.bias",
+    }
+    if name in fixed:
+        return fixed[name], ""
+    match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
+    assert match, name
+    which, module = BERT[match[2]]
+    return f"attn_layers.layers.{2 * int(match[1]) + which}.{module}.{match[3]}", ""
+
+
+def bert(shapes: Shapes) -> dict[str, Any]:
+    """The config of the BERT with these tensors. Heads are of size 64 in all of them (x-transformers' default)."""
+    layers = _count(shapes, r"attn_layers\.layers\.(\d+)\.1\.to_q\.weight")
+    table, places = shapes.get("token_emb.weight"), shapes.get("pos_emb.emb.weight")
+    wide, queries = (shapes.get(f"attn_layers.layers.{name}.weight") for name in ("1.1.net.0.0", "0.1.to_q"))
+    if not layers or table is None or places is None or wide is None or queries is None or len(table.shape) != 2:
+        raise UserError("The text encoder lacks its embeddings or layers: this is not the BERT of the original code.")
+    return {
+        "vocab_size": table.shape[0],
+        "hidden_size": table.shape[1],
+        "intermediate_size": wide.shape[0],
+        "num_hidden_layers": layers,
+        "num_attention_heads": max(1, queries.shape[0] // 64),
+        "max_position_embeddings": places.shape[0],
     }
 
 

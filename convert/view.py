@@ -128,7 +128,7 @@ class View:
                 "renamed": steps.renamed,
                 "channels_last": steps.count("channels last"),
                 "matrices": steps.count("1x1 to matrix"),
-                "split": sum(step.op.startswith("rows") for step in steps.steps.values()),
+                "split": sum(step.op.startswith(("rows", "heads")) for step in steps.steps.values()),
                 "ignored": dict(steps.ignored),
             }
         return {

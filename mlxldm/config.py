@@ -151,6 +151,40 @@ def _per_level(values: Mapping[str, Any], key: str, levels: int, default: Any) -
     return [value] * levels
 
 
+def _resampled(kind: str, between: str) -> str:
+    """What follows a block of diffusers' of that kind: "conv" or "resnet"; `between` counts for those that attend."""
+    return "resnet" if kind.startswith("Resnet") else between if kind.startswith("Attn") else "conv"
+
+
+def _unet2d(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a UNet2DModel of diffusers as our fields."""
+    defaults = {
+        "in_channels": 3,
+        "out_channels": 3,
+        "block_out_channels": [224, 448, 672, 896],
+        "down_block_types": ["DownBlock2D"] + ["AttnDownBlock2D"] * 3,
+        "up_block_types": ["AttnUpBlock2D"] * 3 + ["UpBlock2D"],
+    }
+    read = {**defaults, **values, "cross_attention_dim": []}
+    middle, size = read.get("mid_block_type", "UNetMidBlock2D"), read.pop("attention_head_dim", 8)
+    groups, scaled = read.pop("attn_norm_num_groups", None), read.get("resnet_time_scale_shift") == "scale_shift"
+    if middle != "UNetMidBlock2D" or read.pop("add_attention", True) is not True:
+        raise UserError("The U-Net config has a middle without attention, which no model known here has.")
+    if groups not in (None, read.get("norm_num_groups", 32)) or (scaled and groups is None):
+        raise UserError(
+            f"The U-Net config has attn_norm_num_groups = {_short(groups)}: only middles whose attention is normed in "
+            f"as many groups as all else are known here."
+        )
+    if read.pop("num_train_timesteps", None) is not None:
+        raise UserError("The U-Net config has num_train_timesteps: a learned embedding of the time is not known here.")
+    widths = read["block_out_channels"]
+    if not isinstance(size, int | None) or size == 0 or not isinstance(widths, list | tuple):
+        raise UserError(f"The U-Net config's attention_head_dim is {_short(size)}, but a whole number was expected.")
+    # a level that does not attend may have a width that the size does not divide
+    heads = [width // size if size and isinstance(width, int) and width % size == 0 else 1 for width in widths]
+    return read | {"mid_block_type": MIDDLE, "heads": heads}
+
+
 def _uneven(values: Mapping[str, Any], levels: int) -> dict[str, Any]:
     """diffusers' transformer layers, where they are given block by block, as our fields; {} where they are not.
 
@@ -272,17 +306,135 @@ class ClipTextConfig(_Strict):
         return cls.from_dict({**read, **changes})
 
 
-DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
-UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
+@dataclass(frozen=True)
+class BertConfig(_Strict):
+    """The text encoder that the first latent diffusion models learned along (Rombach et al. 2022, appendix): a plain
+    transformer of x-transformers, called BERT for its vocabulary.
+
+    Parameters have the names of diffusers' LDMBertModel without its `to_logits`, which nothing reads: a layer is
+    `self_attn_layer_norm`, `self_attn.{q,k,v}_proj` (no bias), `self_attn.out_proj`, `final_layer_norm`, `fc1`, `fc2`.
+    Every token attends to every other, padding too.
+    """
+
+    WHAT: ClassVar[str] = "text encoder"
+    KIND: ClassVar[str] = "bert"
+
+    vocab_size: int = 30522
+    hidden_size: int = 1280
+    intermediate_size: int = 5120
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 8
+    head_dim: int = 64  # of a head; all of them together need not be as wide as the text
+    max_position_embeddings: int = 77
+    pad_token_id: int = 0
+
+    def __post_init__(self) -> None:
+        what = self.WHAT
+        _positive(self, what, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+        _positive(self, what, "num_attention_heads", "head_dim", "max_position_embeddings")
+        if self.num_hidden_layers > MAX_LAYERS:
+            raise UserError(f"The text encoder config has {self.num_hidden_layers} layers; {MAX_LAYERS} are the most.")
+        if not 0 <= self.pad_token_id < self.vocab_size:
+            raise UserError(
+                f"The text encoder config's pad_token_id is {self.pad_token_id}, outside its vocabulary of "
+                f"{self.vocab_size}."
+            )
+
+    @classmethod
+    def from_transformers(cls, values: Mapping[str, Any]) -> Self:
+        """From the `config.json` of an LDMBertModel; what transformers writes into every config is harmless."""
+        if not isinstance(values, Mapping):
+            raise UserError(f"The text encoder config is {_short(values)}, but an object was expected.")
+        fixed = {"model_type": "ldmbert", "activation_function": "gelu", "scale_embedding": False}
+        for key, only in fixed.items():
+            if values.get(key, only) != only:
+                raise UserError(f"The text encoder config says {key} = {_short(values[key])}, but {only!r} is meant.")
+        read: dict[str, Any] = {}
+        for key, value in values.items():
+            name = BERT_KEYS.get(key, key)
+            harmless = key in fixed or key in BERT_HARMLESS or key in ClipTextConfig.HARMLESS
+            if not harmless and read.setdefault(name, value) != value:
+                raise UserError(f"The text encoder config says two things of {name}: {_short([read[name], value])}.")
+        return cls.from_dict(read)
+
+    def to_diffusers(self) -> dict[str, Any]:
+        """Keyword arguments for the `LDMBertConfig` in diffusers' latent_diffusion pipeline."""
+        back = {name: key for key, name in BERT_KEYS.items()}
+        return {back.get(key, key): value for key, value in self.to_dict().items()}
+
+
+# An LDMBertConfig's names -> ours
+BERT_KEYS = {
+    "d_model": "hidden_size",
+    "encoder_ffn_dim": "intermediate_size",
+    "encoder_layers": "num_hidden_layers",
+    "encoder_attention_heads": "num_attention_heads",
+}
+BERT_HARMLESS = _words("activation_dropout classifier_dropout encoder_layerdrop init_std bos_token_id eos_token_id")
+
+
+@dataclass(frozen=True)
+class ClassEmbedderConfig(_Strict):
+    """A table with a text's stand-in for each class of pictures: one vector, which the U-Net attends to."""
+
+    WHAT: ClassVar[str] = "class embedder"
+    KIND: ClassVar[str] = "classes"
+
+    num_classes: int = 1000
+    hidden_size: int = 512
+    empty: int | None = None  # the class that means none in particular, for guidance; None: it was not trained
+
+    def __post_init__(self) -> None:
+        _positive(self, self.WHAT, "num_classes", "hidden_size")
+        if self.empty is not None and not 0 <= self.empty < self.num_classes:
+            raise UserError(f"The class embedder config's empty is {self.empty} of {self.num_classes} classes.")
+
+
+@dataclass(frozen=True)
+class RescalerConfig(_Strict):
+    """Brings a map of labels (one channel each) to the size of the latents, and its channels to those the U-Net takes:
+    each stage makes it smaller by `multiplier`, a 1x1 convolution mixes the channels at the end."""
+
+    WHAT: ClassVar[str] = "rescaler"
+    KIND: ClassVar[str] = "rescaler"
+
+    in_channels: int = 182
+    out_channels: int = 3
+    stages: int = 2
+    multiplier: float = 0.5
+    method: str = "bilinear"  # torch's interpolate, corners not aligned, no smoothing
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        _positive(self, self.WHAT, "in_channels", "out_channels", "multiplier")
+        _one_of(self, self.WHAT, "method", "bilinear")
+        if not 0 <= self.stages <= 16 or self.multiplier > 1:
+            raise UserError(
+                f"The rescaler config has {self.stages} stages that make a picture {self.multiplier} times as large; "
+                f"it makes pictures smaller, in up to 16 stages."
+            )
+
+
+DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
+UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
+MIDDLE = "UNetMidBlock2DAttn"  # our name for what UNet2DModel calls UNetMidBlock2D
+# Keys of `UNetConfig` that diffusers' other class of U-Net knows, too.
+UNET2D = _words(
+    "in_channels out_channels sample_size block_out_channels down_block_types mid_block_type up_block_types act_fn "
+    "layers_per_block norm_num_groups norm_eps flip_sin_to_cos freq_shift resnet_time_scale_shift class_embed_type "
+    "num_class_embeds downsample_type upsample_type"
+)
 
 
 @dataclass(frozen=True)
 class UNetConfig(_Strict):
-    """The conditional U-Net (Rombach et al. 2022) with diffusers' UNet2DConditionModel keys.
+    """The U-Net (Rombach et al. 2022) with diffusers' keys: of UNet2DConditionModel if it attends to text, of
+    UNet2DModel if it attends to nothing but the picture (`diffusers` says which).
 
     Whatever diffusers lets be one value or one per level is a tuple with one per level here, from the first down level
     to the last. `heads` is the number of attention heads per level: diffusers calls it `attention_head_dim`
-    (huggingface/diffusers issue 2011) unless `num_attention_heads` is given.
+    (huggingface/diffusers issue 2011) unless `num_attention_heads` is given; in UNet2DModel it is their size.
+    `cross_attention_dim` is empty where no text is read.
     """
 
     WHAT: ClassVar[str] = "U-Net"
@@ -313,7 +465,8 @@ class UNetConfig(_Strict):
     sample_size: tuple[int, ...] | None = None  # (height, width) of the latents it was trained on
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
     down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
-    mid_block_type: str | None = "UNetMidBlock2DCrossAttn"  # or "UNetMidBlock2D": one residual block and nothing else
+    # or MIDDLE: attention to the picture between two residual blocks; or "UNetMidBlock2D": one residual block, no more
+    mid_block_type: str | None = "UNetMidBlock2DCrossAttn"
     up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
     layers_per_block: tuple[int, ...] = (2, 2, 2, 2)
     transformer_layers_per_block: tuple[int, ...] = (1, 1, 1, 1)
@@ -339,11 +492,50 @@ class UNetConfig(_Strict):
     addition_time_embed_dim: int | None = None
     projection_class_embeddings_input_dim: int | None = None
     time_cond_proj_dim: int | None = None  # guidance as an embedding (latent consistency models)
+    # What makes the picture smaller after an AttnDownBlock2D and larger after an AttnUpBlock2D: a convolution, or a
+    # residual block ("resnet") as in blocks that are called after it.
+    downsample_type: str = "conv"
+    upsample_type: str = "conv"
 
     @property
     def levels(self) -> int:
         """How many resolutions the U-Net has."""
         return len(self.block_out_channels)
+
+    @property
+    def diffusers(self) -> str:
+        """The name of diffusers' class: "UNet2DConditionModel", or "UNet2DModel" for a U-Net that reads no text."""
+        return "UNet2DModel" if self.mid_block_type == MIDDLE else "UNet2DConditionModel"
+
+    def smaller(self, level: int) -> str | None:
+        """What makes the picture smaller after a level: "conv", "resnet", or None after the last."""
+        if level == self.levels - 1:
+            return None
+        return _resampled(self.down_block_types[level], self.downsample_type)
+
+    def larger(self, place: int) -> str | None:
+        """What makes the picture larger after a level on the way up (place 0 is the lowest), or None after the last."""
+        if place == self.levels - 1:
+            return None
+        return _resampled(self.up_block_types[place], self.upsample_type)
+
+    def picture_attention(self) -> dict[str, int]:
+        """The attentions that read the picture alone, with their heads, by diffusers' names of these modules.
+
+        diffusers' UNet2DModel takes one size of head for all levels, where models exist that have 8 heads at each: give
+        every `Attention` these heads after it is built.
+        """
+        found = {}
+        for level, count in enumerate(self.layers_per_block):
+            for j in range(count if self.down_block_types[level] == "AttnDownBlock2D" else 0):
+                found[f"down_blocks.{level}.attentions.{j}"] = self.heads[level]
+        if self.mid_block_type == MIDDLE:
+            found["mid_block.attentions.0"] = self.heads[-1]
+        for place, kind in enumerate(self.up_block_types):
+            level = self.levels - 1 - place
+            for j in range(self.layers_per_block[level] + 1 if kind == "AttnUpBlock2D" else 0):
+                found[f"up_blocks.{place}.attentions.{j}"] = self.heads[level]
+        return found
 
     def layers_down(self, level: int) -> tuple[int, ...]:
         """The layers of each transformer of a level on the way down."""
@@ -360,10 +552,10 @@ class UNetConfig(_Strict):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """From diffusers' `unet/config.json` or from our own `to_dict()`."""
+        """From diffusers' `unet/config.json` (of either class) or from our own `to_dict()`."""
         if not isinstance(values, Mapping):
             raise UserError(f"The U-Net config is {_short(values)}, but an object was expected.")
-        read = dict(values)
+        read = _unet2d(values) if values.get("_class_name") == "UNet2DModel" else dict(values)
         channels = read.get("block_out_channels", cls.block_out_channels)
         if not isinstance(channels, list | tuple) or not 1 <= len(channels) <= 16:
             raise UserError(f"The U-Net config's block_out_channels is {_short(channels)}, but a list was expected.")
@@ -378,7 +570,8 @@ class UNetConfig(_Strict):
         read.pop("reverse_transformer_layers_per_block", None)
         defaults = {"transformer_layers_per_block": 1, "heads": 8, "cross_attention_dim": 1280}
         for key, default in {**defaults, "only_cross_attention": False}.items():
-            read[key] = _per_level(read, key, levels, default)
+            if key != "cross_attention_dim" or read.get(key) not in ([], ()):
+                read[key] = _per_level(read, key, levels, default)
         if read.get("mid_block_only_cross_attention") is None:
             # diffusers: unless said otherwise, the middle block does as the (single) only_cross_attention says
             only = values.get("only_cross_attention", False)
@@ -395,7 +588,9 @@ class UNetConfig(_Strict):
         _positive(self, what, "projection_class_embeddings_input_dim")
         _one_of(self, what, "down_block_types", *DOWN_BLOCKS)
         _one_of(self, what, "up_block_types", *UP_BLOCKS)
-        _one_of(self, what, "mid_block_type", "UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None)
+        _one_of(self, what, "mid_block_type", "UNetMidBlock2DCrossAttn", "UNetMidBlock2D", MIDDLE, None)
+        _one_of(self, what, "downsample_type", "conv", "resnet")
+        _one_of(self, what, "upsample_type", "conv", "resnet")
         _one_of(self, what, "act_fn", "silu")
         _one_of(self, what, "resnet_time_scale_shift", "default", "scale_shift")
         _one_of(self, what, "class_embed_type", None, "timestep", "identity", "projection", "simple_projection")
@@ -411,12 +606,15 @@ class UNetConfig(_Strict):
             "cross_attention_dim",
             "only_cross_attention",
         ):
+            if name == "cross_attention_dim" and self.diffusers == "UNet2DModel" and not self.cross_attention_dim:
+                continue
             if len(getattr(self, name)) != self.levels:
                 raise UserError(
                     f"The U-Net config's {name} has {len(getattr(self, name))} entries, but block_out_channels has "
                     f"{self.levels}."
                 )
         self._check_uneven()
+        self._check_class()
         pairs = zip(self.layers_per_block, self.transformer_layers_per_block, strict=True)
         stacked = sum(layers * inner for layers, inner in pairs)
         stacked += sum(sum(level) for level in self.uneven_layers_down or ())
@@ -447,6 +645,23 @@ class UNetConfig(_Strict):
                 f"projection_class_embeddings_input_dim."
             )
 
+    def _check_class(self) -> None:
+        """What one of diffusers' two classes has, the other cannot have."""
+        alone = self.diffusers == "UNet2DModel"
+        others = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D") if alone else (*DOWN_BLOCKS[2:], *UP_BLOCKS[2:])
+        for kind in (*self.down_block_types, *self.up_block_types):
+            if kind in others:
+                raise UserError(
+                    f"The U-Net config has a {kind} and the middle {self.mid_block_type}, which no model has."
+                )
+        if alone and (len(set(self.layers_per_block)) > 1 or self.cross_attention_dim):
+            raise UserError("The U-Net config reads no text, but has text of some width or levels of unequal depth.")
+        both = (self.class_embed_type or "").endswith("projection"), self.addition_embed_type, self.time_cond_proj_dim
+        if alone and any(both):
+            raise UserError("The U-Net config reads no text, but adds to the time what only models of text do.")
+        if not alone and "resnet" in (self.downsample_type, self.upsample_type):
+            raise UserError("The U-Net config has residual blocks between its levels, but reads text: no model does.")
+
     def _check_uneven(self) -> None:
         if (self.uneven_layers_down is None) != (self.uneven_layers_up is None):
             raise UserError(
@@ -468,8 +683,23 @@ class UNetConfig(_Strict):
                 )
 
     def to_diffusers(self) -> dict[str, Any]:
-        """Keyword arguments for diffusers' `UNet2DConditionModel`."""
+        """Keyword arguments for the class of diffusers' that `diffusers` names.
+
+        A UNet2DModel needs the heads of `picture_attention` put into it afterwards.
+        """
         values = self.to_dict()
+        if self.diffusers == "UNet2DModel":
+            values = {key: value for key, value in values.items() if key in UNET2D}
+            height, width = self.sample_size or (None, None)
+            return values | {
+                "mid_block_type": "UNetMidBlock2D",
+                "layers_per_block": self.layers_per_block[0],
+                # with scale and shift the middle's attention would silently lose its norm otherwise
+                "attn_norm_num_groups": self.norm_num_groups,
+                "attention_head_dim": self.block_out_channels[-1] // self.heads[-1],
+                "sample_size": height if height == width else (height, width),
+            }
+        del values["downsample_type"], values["upsample_type"]
         values["attention_head_dim"] = values.pop("heads")
         down, up = values.pop("uneven_layers_down"), values.pop("uneven_layers_up")
         if down is not None:
@@ -482,37 +712,34 @@ class UNetConfig(_Strict):
 
 
 @dataclass(frozen=True)
-class VaeConfig(_Strict):
-    """The autoencoder with a KL-regularised latent (Rombach et al. 2022), with diffusers' AutoencoderKL keys."""
+class _Autoencoder(_Strict):
+    """What both kinds of autoencoder have, with the keys they share in diffusers."""
 
     WHAT: ClassVar[str] = "autoencoder"
-    KIND: ClassVar[str] = "kl"
-    FIXED: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "latents_mean": (None,),
-        "latents_std": (None,),
-    }
 
     in_channels: int = 3
     out_channels: int = 3
     block_out_channels: tuple[int, ...] = (64,)
-    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
-    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
+    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)  # or "AttnDownEncoderBlock2D"
+    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)  # or "AttnUpDecoderBlock2D"
     layers_per_block: int = 1  # of the encoder; the decoder has one more
     latent_channels: int = 4
     norm_num_groups: int = 32
     act_fn: str = "silu"
     sample_size: int | None = 32
     scaling_factor: float = 0.18215  # latents the U-Net sees = (encoder's - shift_factor) * scaling_factor
-    shift_factor: float | None = None
     force_upcast: bool = True  # overflows in float16
-    use_quant_conv: bool = True
-    use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
 
     @property
     def factor(self) -> int:
         """How many picture pixels one latent pixel stands for, per side."""
         return 1 << (len(self.block_out_channels) - 1)
+
+    @property
+    def encoded(self) -> int:
+        """How many channels the encoder gives for one latent pixel."""
+        return self.latent_channels
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -525,8 +752,8 @@ class VaeConfig(_Strict):
         what = self.WHAT
         _positive(self, what, "in_channels", "out_channels", "block_out_channels", "layers_per_block")
         _positive(self, what, "latent_channels", "norm_num_groups", "sample_size", "scaling_factor")
-        _one_of(self, what, "down_block_types", "DownEncoderBlock2D")
-        _one_of(self, what, "up_block_types", "UpDecoderBlock2D")
+        _one_of(self, what, "down_block_types", "DownEncoderBlock2D", "AttnDownEncoderBlock2D")
+        _one_of(self, what, "up_block_types", "UpDecoderBlock2D", "AttnUpDecoderBlock2D")
         _one_of(self, what, "act_fn", "silu")
         levels = len(self.block_out_channels)
         if not 1 <= levels <= 16 or self.layers_per_block > MAX_LAYERS:
@@ -544,14 +771,65 @@ class VaeConfig(_Strict):
                     f"not divide."
                 )
 
+
+@dataclass(frozen=True)
+class VaeConfig(_Autoencoder):
+    """The autoencoder with a KL-regularised latent (Rombach et al. 2022), with diffusers' AutoencoderKL keys."""
+
+    KIND: ClassVar[str] = "kl"
+    FIXED: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "latents_mean": (None,),
+        "latents_std": (None,),
+    }
+
+    shift_factor: float | None = None
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+
+    @property
+    def encoded(self) -> int:
+        """Mean and log variance of each latent channel."""
+        return 2 * self.latent_channels
+
     def to_diffusers(self) -> dict[str, Any]:
         """Keyword arguments for diffusers' `AutoencoderKL`."""
         return self.to_dict()
 
 
-PartConfig = ClipTextConfig | UNetConfig | VaeConfig
+@dataclass(frozen=True)
+class VqConfig(_Autoencoder):
+    """The autoencoder with a table of codes (van den Oord et al. 2017; Esser et al. 2021), with keys of diffusers'
+    VQModel.
+
+    The U-Net works on what the encoder gives; to decode, each latent pixel is first replaced by the nearest code.
+    """
+
+    KIND: ClassVar[str] = "vq"
+    FIXED: ClassVar[dict[str, tuple[Any, ...]]] = {"norm_type": ("group",), "lookup_from_codebook": (False,)}
+
+    latent_channels: int = 3
+    scaling_factor: float = 1.0  # diffusers' default, 0.18215, is not that of any model here
+    force_upcast: bool = False
+    num_vq_embeddings: int = 256  # codes
+    vq_embed_dim: int | None = None  # channels of a code, if not as many as the latents have
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive(self, self.WHAT, "num_vq_embeddings", "vq_embed_dim")
+
+    @property
+    def code(self) -> int:
+        """How many channels a code has."""
+        return self.vq_embed_dim or self.latent_channels
+
+    def to_diffusers(self) -> dict[str, Any]:
+        """Keyword arguments for diffusers' `VQModel`."""
+        return self.to_dict()
+
+
+PartConfig = ClipTextConfig | BertConfig | ClassEmbedderConfig | RescalerConfig | UNetConfig | VaeConfig | VqConfig
 # What `model.json` says a part is.
-KINDS: dict[str, type[PartConfig]] = {config.KIND: config for config in (ClipTextConfig, UNetConfig, VaeConfig)}
+KINDS: dict[str, type[PartConfig]] = {config.KIND: config for config in typing.get_args(PartConfig)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

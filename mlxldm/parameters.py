@@ -9,21 +9,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mlxldm.config import ClipTextConfig, UNetConfig, VaeConfig
+from mlxldm.config import (
+    MIDDLE,
+    BertConfig,
+    ClassEmbedderConfig,
+    ClipTextConfig,
+    PartConfig,
+    RescalerConfig,
+    UNetConfig,
+    VaeConfig,
+    VqConfig,
+)
 
 Shapes = dict[str, tuple[int, ...]]
 Pairs = Iterator[tuple[str, tuple[int, ...]]]
 
 
-def parameters(config: ClipTextConfig | UNetConfig | VaeConfig) -> Shapes:
+def parameters(config: PartConfig) -> Shapes:
     """Every parameter of the part: {name: shape}, in the order in which the network uses them."""
-    if isinstance(config, ClipTextConfig):
-        pairs = _clip(config)
-    elif isinstance(config, UNetConfig):
-        pairs = _unet(config)
-    else:
-        pairs = _vae(config)
-    return dict(pairs)
+    match config:
+        case ClipTextConfig():
+            return dict(_clip(config))
+        case BertConfig():
+            return dict(_bert(config))
+        case ClassEmbedderConfig():
+            return {"embedding.weight": (config.num_classes, config.hidden_size)}
+        case RescalerConfig():
+            return dict(_linear("channel_mapper", config.in_channels, config.out_channels, config.bias))
+        case UNetConfig():
+            return dict(_unet(config))
+        case VaeConfig() | VqConfig():
+            return dict(_vae(config))
 
 
 def _linear(name: str, wide: int, out: int, bias: bool = True) -> Pairs:
@@ -43,7 +59,7 @@ def _norm(name: str, wide: int) -> Pairs:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# CLIP
+# Text encoders
 
 
 def _clip(c: ClipTextConfig) -> Pairs:
@@ -61,6 +77,22 @@ def _clip(c: ClipTextConfig) -> Pairs:
     yield from _norm("text_model.final_layer_norm", wide)
     if c.projection_dim is not None:
         yield from _linear("text_projection", wide, c.projection_dim, bias=False)
+
+
+def _bert(c: BertConfig) -> Pairs:
+    wide, inner = c.hidden_size, c.num_attention_heads * c.head_dim
+    yield "model.embed_tokens.weight", (c.vocab_size, wide)
+    yield "model.embed_positions.weight", (c.max_position_embeddings, wide)
+    for i in range(c.num_hidden_layers):
+        layer = f"model.layers.{i}"
+        yield from _norm(f"{layer}.self_attn_layer_norm", wide)
+        for name in ("q_proj", "k_proj", "v_proj"):
+            yield from _linear(f"{layer}.self_attn.{name}", wide, inner, bias=False)
+        yield from _linear(f"{layer}.self_attn.out_proj", inner, wide)
+        yield from _norm(f"{layer}.final_layer_norm", wide)
+        yield from _linear(f"{layer}.fc1", wide, c.intermediate_size)
+        yield from _linear(f"{layer}.fc2", c.intermediate_size, wide)
+    yield from _norm("model.layer_norm", wide)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -94,14 +126,18 @@ def _unet(c: UNetConfig) -> Pairs:
             yield from _resnet(f"{block}.resnets.{j}", wide, out, time, c)
             if c.down_block_types[level] == "CrossAttnDownBlock2D":
                 yield from _transformer(f"{block}.attentions.{j}", level, depth, c.only_cross_attention[level], c)
+            elif c.down_block_types[level] == "AttnDownBlock2D":
+                yield from _picture_attention(f"{block}.attentions.{j}", out)
             wide = out
-        if level != last:
-            yield from _conv(f"{block}.downsamplers.0.conv", out, out)
+        yield from _between(f"{block}.downsamplers.0", c.smaller(level), out, time, c)
 
     if c.mid_block_type is not None:
         yield from _resnet("mid_block.resnets.0", wide, wide, time, c)
     if c.mid_block_type == "UNetMidBlock2DCrossAttn":
         yield from _transformer("mid_block.attentions.0", last, c.transformer_layers_per_block[last], False, c)
+        yield from _resnet("mid_block.resnets.1", wide, wide, time, c)
+    elif c.mid_block_type == MIDDLE:
+        yield from _picture_attention("mid_block.attentions.0", wide)
         yield from _resnet("mid_block.resnets.1", wide, wide, time, c)
 
     for i in range(c.levels):
@@ -114,9 +150,10 @@ def _unet(c: UNetConfig) -> Pairs:
             yield from _resnet(f"{block}.resnets.{j}", wide + skip, out, time, c)
             if c.up_block_types[i] == "CrossAttnUpBlock2D":
                 yield from _transformer(f"{block}.attentions.{j}", level, depth, c.only_cross_attention[level], c)
+            elif c.up_block_types[i] == "AttnUpBlock2D":
+                yield from _picture_attention(f"{block}.attentions.{j}", out)
             wide = out
-        if i != last:
-            yield from _conv(f"{block}.upsamplers.0.conv", out, out)
+        yield from _between(f"{block}.upsamplers.0", c.larger(i), out, time, c)
     yield from _norm("conv_norm_out", first)
     yield from _conv("conv_out", first, c.out_channels)
 
@@ -124,6 +161,14 @@ def _unet(c: UNetConfig) -> Pairs:
 def _embedding(name: str, wide: int, out: int) -> Pairs:
     yield from _linear(f"{name}.linear_1", wide, out)
     yield from _linear(f"{name}.linear_2", out, out)
+
+
+def _between(name: str, how: str | None, wide: int, time: int, c: UNetConfig) -> Pairs:
+    """What makes the picture smaller or larger between two levels."""
+    if how == "conv":
+        yield from _conv(f"{name}.conv", wide, wide)
+    elif how == "resnet":
+        yield from _resnet(name, wide, wide, time, c)
 
 
 def _resnet(name: str, wide: int, out: int, time: int | None, c: UNetConfig | None = None) -> Pairs:
@@ -154,6 +199,11 @@ def _transformer(name: str, level: int, depth: int, only_cross: bool, c: UNetCon
     yield from _linear(f"{name}.proj_out", wide, wide)
 
 
+def _picture_attention(name: str, wide: int) -> Pairs:
+    yield from _norm(f"{name}.group_norm", wide)
+    yield from _attention(name, wide, wide, bias=True)
+
+
 def _attention(name: str, wide: int, context: int, bias: bool = False) -> Pairs:
     yield from _linear(f"{name}.to_q", wide, wide, bias)
     yield from _linear(f"{name}.to_k", context, wide, bias)
@@ -165,28 +215,37 @@ def _attention(name: str, wide: int, context: int, bias: bool = False) -> Pairs:
 # The autoencoder
 
 
-def _vae(c: VaeConfig) -> Pairs:
+def _vae(c: VaeConfig | VqConfig) -> Pairs:
     widths, latent, last = c.block_out_channels, c.latent_channels, len(c.block_out_channels) - 1
     yield from _conv("encoder.conv_in", c.in_channels, widths[0])
     wide = widths[0]
     for i, out in enumerate(widths):
         for j in range(c.layers_per_block):
             yield from _resnet(f"encoder.down_blocks.{i}.resnets.{j}", wide, out, None)
+            if c.down_block_types[i] == "AttnDownEncoderBlock2D":
+                yield from _picture_attention(f"encoder.down_blocks.{i}.attentions.{j}", out)
             wide = out
         if i != last:
             yield from _conv(f"encoder.down_blocks.{i}.downsamplers.0.conv", out, out)
     yield from _middle("encoder.mid_block", wide, c)
     yield from _norm("encoder.conv_norm_out", wide)
-    yield from _conv("encoder.conv_out", wide, 2 * latent)  # mean and log variance
-    if c.use_quant_conv:
-        yield from _linear("quant_conv", 2 * latent, 2 * latent)
-    if c.use_post_quant_conv:
-        yield from _linear("post_quant_conv", latent, latent)
+    yield from _conv("encoder.conv_out", wide, c.encoded)
+    if isinstance(c, VqConfig):
+        yield from _linear("quant_conv", latent, c.code)
+        yield "quantize.embedding.weight", (c.num_vq_embeddings, c.code)
+        yield from _linear("post_quant_conv", c.code, latent)
+    else:
+        if c.use_quant_conv:
+            yield from _linear("quant_conv", 2 * latent, 2 * latent)
+        if c.use_post_quant_conv:
+            yield from _linear("post_quant_conv", latent, latent)
     yield from _conv("decoder.conv_in", latent, wide)
     yield from _middle("decoder.mid_block", wide, c)
     for i, out in enumerate(reversed(widths)):
         for j in range(c.layers_per_block + 1):
             yield from _resnet(f"decoder.up_blocks.{i}.resnets.{j}", wide, out, None)
+            if c.up_block_types[i] == "AttnUpDecoderBlock2D":
+                yield from _picture_attention(f"decoder.up_blocks.{i}.attentions.{j}", out)
             wide = out
         if i != last:
             yield from _conv(f"decoder.up_blocks.{i}.upsamplers.0.conv", out, out)
@@ -194,9 +253,8 @@ def _vae(c: VaeConfig) -> Pairs:
     yield from _conv("decoder.conv_out", wide, c.out_channels)
 
 
-def _middle(name: str, wide: int, c: VaeConfig) -> Pairs:
+def _middle(name: str, wide: int, c: VaeConfig | VqConfig) -> Pairs:
     yield from _resnet(f"{name}.resnets.0", wide, wide, None)
     if c.mid_block_add_attention:
-        yield from _norm(f"{name}.attentions.0.group_norm", wide)
-        yield from _attention(f"{name}.attentions.0", wide, wide, bias=True)
+        yield from _picture_attention(f"{name}.attentions.0", wide)
     yield from _resnet(f"{name}.resnets.1", wide, wide, None)

@@ -7,9 +7,11 @@ what the person says (`Wish`) wins.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gzip
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,9 +20,20 @@ from typing import Any
 
 import numpy as np
 
-from mlxldm.config import ClipTextConfig, Defaults, LowScaleConfig, ScheduleConfig, UNetConfig, VaeConfig
+from mlxldm.config import (
+    BertConfig,
+    ClassEmbedderConfig,
+    ClipTextConfig,
+    Defaults,
+    LowScaleConfig,
+    RescalerConfig,
+    ScheduleConfig,
+    UNetConfig,
+    VaeConfig,
+    VqConfig,
+)
 from mlxldm.errors import UserError, nearest
-from mlxldm.folder import Manifest, read_bytes
+from mlxldm.folder import Manifest, member, read_bytes
 from mlxldm.tensors import Tensor, from_bfloat16, shown
 from mlxldm.tokenizer import BOS, EOS, LETTERS
 
@@ -46,6 +59,7 @@ LEFT_OUT = {
     "loss.": "was needed in training only",
     "depth_model.": "estimates the depth of a picture, a network of its own (MiDaS)",
     "low_scale_model.": "the small picture's schedule is computed from its range",
+    "scale_factor": "the scale of the latents, which was read",
     "visual": "sees pictures: the other half of a whole CLIP model",
     "vision_model.": "sees pictures: the other half of a whole CLIP model",
     "logit_scale": "is for comparing texts with pictures",
@@ -94,6 +108,18 @@ FAMILIES: tuple[tuple[str, dict[str, Any], str | None], ...] = (
     ("sd1-inpaint", {"context": 768, "width": 320, "label": None, "channels": 9}, None),
     ("sd1-edit", {"context": 768, "width": 320, "label": None, "channels": 8}, None),
     ("sd1", {"context": 768, "width": 320, "label": None, "channels": 4}, None),
+    ("ldm-uncond", {"width": 224, "channels": 3, "context": None, "blocks": 12}, None),
+    ("ldm-churches", {"width": 192, "channels": 4, "context": None, "blocks": 15}, None),
+    ("ldm-inpaint", {"width": 256, "channels": 7, "context": None, "blocks": 12}, None),
+    ("ldm-sr", {"width": 160, "channels": 6, "context": None, "blocks": 12}, None),
+    ("ldm-semantic", {"width": 128, "channels": 6, "context": None, "blocks": 9}, None),
+    ("ldm-layout", {"width": 128, "channels": 3, "context": 512, "blocks": 12}, None),
+    ("ldm-classes", {"width": 256, "channels": 4, "context": 512, "blocks": 9}, None),
+    ("ldm-classes-v2", {"width": 192, "channels": 3, "context": 512, "blocks": 12}, None),
+    ("ldm-text256", {"width": 192, "channels": 3, "context": 640, "blocks": 12}, None),
+    ("ldm-text", {"width": 320, "channels": 4, "context": 1280, "label": None, "blocks": 12}, None),
+    ("ldm-retrieval", {"width": 448, "channels": 16, "context": 768, "blocks": 12}, None),
+    ("ldm-first-stage", {"width": 0}, None),  # no U-Net: first stages that come alone
 )
 READ = tuple(name for name, _, lacks in FAMILIES if lacks is None)
 
@@ -152,6 +178,8 @@ def _single(path: Path, file: Source, wish: Wish) -> Found:
         return alone.alone(path, file, part, begin, wish)
     name = family_of(path, facts, wish, why)
     table = table_of(name)
+    if "note" in table:
+        why.append(table["note"])
     parts: dict[str, PartSource] = {}
     configs: dict[str, Any] = {}
     used: set[str] = set()
@@ -177,8 +205,10 @@ def _single(path: Path, file: Source, wish: Wish) -> Found:
         config, dialect = part_of(path, part, how, weights.tensors, wish, why)
         configs[part] = config
         parts[part] = PartSource(weights, dialect, f"{path.name}: {prefix}*", {path.name: path})
+    configs["vae"] = _scaled(path, file, table, configs["vae"], why)
     _fits(path, table, dict(_facts_of(name))["channels"], configs)
     schedule = schedule_of(path, file, table, wish, why)
+    words = _words_of(path, table, configs, why)
     size = table["v_size"] if schedule.prediction == "v" and "v_size" in table else table["size"]
     manifest = Manifest(
         name=path.stem or "model",
@@ -198,10 +228,11 @@ def _single(path: Path, file: Source, wish: Wish) -> Found:
         path,
         manifest,
         parts,
-        lambda number: tokenizers_of(table["parts"], "text" if number == 1 else "text_2"),
+        lambda number: words if number == 1 and words is not None
+        else tokenizers_of(table["parts"], "text" if number == 1 else "text_2"),
         why,
-        left_out(file, used),
-    )
+        left_out(file, used, _twice(file, table)),
+    )  # fmt: skip
 
 
 def _whole(path: Path, file: Source) -> Facts | None:
@@ -313,7 +344,9 @@ def family_of(path: Path, found: Facts, wish: Wish, why: list[str]) -> str:
         known(wish.family)
         # --family sd1 may be said of each of its layouts: the channels tell which
         rows = [wish.family, *(row for row in READ if table_of(row)["family"] == wish.family)]
-        name = next((row for row in rows if _facts_of(row)["channels"] == found.channels), wish.family)
+        name = next((row for row in rows if _facts_of(row).get("channels") == found.channels), wish.family)
+        if "denoiser" not in table_of(name)["parts"]:
+            raise UserError(f"{shown(path)} has a U-Net ({found}), but --family says {name}, which is none.")
         why.append(f"it is {table_of(name)['title']}, as --family says ({found})")
         return name
     for name, wanted, lacks in FAMILIES:
@@ -378,7 +411,12 @@ def part_of(
         config = original.unet(shapes, heads, how.get("head_size")) | how.get("config", {})
         return UNetConfig.from_dict(config), names.UNET
     if part == "vae":
-        return VaeConfig.from_dict({**original.vae(shapes), **how.get("config", {})}), names.VAE
+        config = {**original.vae(shapes), **how.get("config", {})}
+        return (VqConfig if "num_vq_embeddings" in config else VaeConfig).from_dict(config), names.VAE
+    if how["names"] == "bert":
+        return BertConfig.from_dict(original.bert(shapes)), names.BERT
+    if how["names"] in ("classes", "rescaler"):
+        return _condition(path, how, shapes), names.CLIP
     if how["names"] == "openclip":
         config, dialect = original.openclip(shapes, how["skip"], how["last"]), names.OPENCLIP
     else:
@@ -395,20 +433,129 @@ def part_of(
     return ClipTextConfig.from_dict({**config, **numbers}), dialect
 
 
+def _condition(path: Path, how: dict[str, Any], shapes: Mapping[str, Tensor]) -> ClassEmbedderConfig | RescalerConfig:
+    """The config of a table of classes or of what brings a map of labels to the latents' size."""
+    name, axes = ("embedding.weight", 2) if how["names"] == "classes" else ("channel_mapper.weight", 4)
+    tensor = shapes.get(name)
+    if tensor is None or len(tensor.shape) != axes:
+        raise UserError(f"{shown(path)} has no usable {name}: this is not what the original code's files have.")
+    if how["names"] == "classes":
+        count, wide = tensor.shape
+        return ClassEmbedderConfig(count, wide, count - 1 if how.get("empty") == "last" else None)
+    out, labels = tensor.shape[:2]
+    bias = "channel_mapper.bias" in shapes
+    return RescalerConfig.from_dict({"in_channels": labels, "out_channels": out, "bias": bias, **how["config"]})
+
+
 def _fits(path: Path, table: dict[str, Any], channels: int, configs: Mapping[str, Any]) -> None:
     """The parts belong together, and the U-Net takes as many channels as its family does."""
     unet, vae = configs["denoiser"], configs["vae"]
-    if unet.out_channels != vae.latent_channels or unet.in_channels != vae.latent_channels + channels - 4:
+    latent = table.get("latent", 4)
+    if unet.out_channels != vae.latent_channels or unet.in_channels != vae.latent_channels + channels - latent:
         raise UserError(
             f"{shown(path)} has a U-Net of {unet.in_channels} input and {unet.out_channels} output channels for "
-            f"latents of {vae.latent_channels}, but {table['title']} takes {channels} and gives 4."
+            f"latents of {vae.latent_channels}, but {table['title']} takes {channels} and gives {latent}."
         )
-    context = sum(configs[part].hidden_size for part in ("text", "text_2") if part in configs)
-    if set(unet.cross_attention_dim) != {context}:
+    if "rescaler" in configs and configs["rescaler"].out_channels != unet.in_channels - vae.latent_channels:
         raise UserError(
-            f"{shown(path)} has a U-Net that reads text of width {unet.cross_attention_dim[0]}, but its text encoders "
-            f"give {context}: its parts do not belong together."
+            f"{shown(path)} has a U-Net that takes {unet.in_channels - vae.latent_channels} channels beside the "
+            f"latents, but its rescaler gives {configs['rescaler'].out_channels}: its parts do not belong together."
         )
+    context = sum(configs[part].hidden_size for part in ("text", "text_2", "classes") if part in configs)
+    if table["task"] == "retrieval" and unet.cross_attention_dim:
+        return  # what it reads comes from an encoder of pictures and texts that is in no such file
+    if set(unet.cross_attention_dim) != ({context} if context else set()):
+        reads = f"text of width {unet.cross_attention_dim[0]}" if unet.cross_attention_dim else "no text"
+        raise UserError(
+            f"{shown(path)} has a U-Net that reads {reads}, but its text encoders give {context}: its parts do not "
+            f"belong together."
+        )
+
+
+def _scaled(
+    path: Path, file: Source, table: dict[str, Any], vae: VaeConfig | VqConfig, why: list[str]
+) -> VaeConfig | VqConfig:
+    """The autoencoder's config with the scale of the latents that is in the file, if one is."""
+    tensor, own = file.tensors.get("scale_factor"), table["parts"]["vae"]["config"].get("scaling_factor")
+    if tensor is None or math.prod(tensor.shape) != 1:
+        if own is not None:
+            return vae
+        raise UserError(
+            f"{shown(path)} lacks scale_factor, one number that says how the latents of {table['title']} are scaled: "
+            f"the file is not complete."
+        )
+    value = float(f"{float(_values(file, 'scale_factor').reshape(-1)[0]):.7g}")
+    if not 0 < value < math.inf:
+        raise UserError(f"{shown(path)} says that its latents are scaled by {value} (scale_factor): it is damaged.")
+    if own is not None and abs(value - own) <= {"F64": 1e-6, "F32": 1e-6}.get(tensor.dtype, 1e-2) * own:
+        return vae  # what rounding left of the family's
+    why.append(f"its latents are scaled by {value}, as its scale_factor says")
+    return dataclasses.replace(vae, scaling_factor=value)
+
+
+def _range(path: Path, file: Source, values: dict[str, Any], why: list[str]) -> dict[str, Any]:
+    """The schedule's range of betas as the file's own table of noise has it; the family's where there is no table."""
+    name = "alphas_cumprod"
+    if name not in file.tensors:
+        return {}
+    found, count = _values(file, name).reshape(-1), values["num_train_timesteps"]
+    near = {"F64": 1e-6, "F32": 1e-4}.get(file.tensors[name].dtype, 1e-2)
+
+    def fits(start: float, end: float) -> bool:
+        betas = np.linspace(start**0.5, end**0.5, count) ** 2
+        return found.shape == (count,) and np.allclose(found, np.cumprod(1 - betas), rtol=near, atol=near / 100)
+
+    own = values["beta_start"], values["beta_end"]
+    if fits(*own):
+        why.append(f"its table of noise ({name}) has the family's betas, from {own[0]} to {own[1]}")
+        return {}
+    if len(found) > 1 and np.isfinite(found).all() and 0 < found[-1] < found[-2] and found[0] < 1:
+        start, end = (float(f"{beta:.3g}") for beta in (1 - found[0], 1 - found[-1] / found[-2]))
+        if 0 < start <= end < 1 and fits(start, end):
+            why.append(f"noise is added by betas from {start} to {end}, as {name} says")
+            return {"beta_start": start, "beta_end": end}
+    raise UserError(f"{shown(path)} adds noise by a schedule that is not known ({name}).")
+
+
+def _words_of(
+    path: Path, table: dict[str, Any], configs: Mapping[str, Any], why: list[str]
+) -> dict[str, bytes] | None:
+    """The tokenizer's files of a model whose text encoder is BERT: its words, if they lie beside the file.
+
+    None for other models. The words are in no checkpoint: the original code fetches those of bert-base-uncased.
+    """
+    if not isinstance(configs.get("text"), BertConfig):
+        return None
+    if not table["parts"]["text"].get("words"):
+        return {}  # layouts come as tokens
+    count, beside = configs["text"].vocab_size, member(path.parent, "vocab.txt")
+    if beside is None:
+        why.append(
+            f"its text encoder's {count} words are not in the file: to draw, it needs vocab.txt of bert-base-uncased "
+            f"beside it"
+        )
+        return {}
+    data = read_bytes(beside, 16 << 20)
+    lines = data.decode("utf-8", "replace").splitlines()
+    if len(lines) != count:
+        why.append(f"vocab.txt beside it has {len(lines)} words, its text encoder {count}: it is not used")
+        return {}
+    why.append(f"its text encoder's {count} words are those of vocab.txt beside it")
+    return {"vocab.txt": data}
+
+
+def _twice(file: Source, table: dict[str, Any]) -> dict[str, str]:
+    """A first stage that is the condition, too (inpainting) lies in the file a second time: those names."""
+    if set(table["parts"]) != {"denoiser", "vae"}:
+        return {}
+    condition, stage = "cond_stage_model.", "first_stage_model."
+    return {
+        name: "the first stage a second time, as what the picture is conditioned by"
+        for name, tensor in file.tensors.items()
+        if name.startswith(condition)
+        and (other := file.tensors.get(stage + name.removeprefix(condition))) is not None
+        and other.shape == tensor.shape
+    }
 
 
 def _low_scale(path: Path, file: Source, values: dict[str, Any], why: list[str]) -> LowScaleConfig:
@@ -430,8 +577,9 @@ def _low_scale(path: Path, file: Source, values: dict[str, Any], why: list[str])
 def schedule_of(path: Path, file: Source, table: dict[str, Any], wish: Wish, why: list[str]) -> ScheduleConfig:
     """The family's schedule, with what this file predicts."""
     prediction, zero = _prediction(path, file, table, wish, why)
+    own = _range(path, file, table["schedule"], why) if table.get("range_in_file") else {}
     return ScheduleConfig.from_diffusers(
-        {**table["schedule"], "prediction_type": "v_prediction" if prediction == "v" else prediction}
+        {**table["schedule"], **own, "prediction_type": "v_prediction" if prediction == "v" else prediction}
         | ({"rescale_betas_zero_snr": True} if zero else {})
     )
 
@@ -490,13 +638,15 @@ def _values(file: Source, name: str) -> np.ndarray:
     return plain.astype(np.float64)
 
 
-def left_out(file: Source, used: set[str]) -> dict[str, str]:
+def left_out(file: Source, used: set[str], reasons: Mapping[str, str] | None = None) -> dict[str, str]:
     """Every tensor that no part takes, with the reason; tensors of one reason are counted together."""
     groups: dict[str, list[str]] = {}
     for name in file.tensors:
         if name in used:
             continue
-        if name.startswith(EMA):
+        if reasons and name in reasons:
+            reason = reasons[name]
+        elif name.startswith(EMA):
             reason = "averaged weights that are not used"
         else:
             reason = next((why for begin, why in LEFT_OUT.items() if name.startswith(begin)), "belongs to no part")
@@ -523,7 +673,7 @@ def _vocabulary() -> tuple[dict[str, int], list[str]]:
 
 def tokenizers_of(parts: Mapping[str, Any], part: str) -> dict[str, bytes]:
     """The files of a text encoder's tokenizer; none where there is no such part."""
-    return _tokenizer(parts[part]["pad"]) if part in parts else {}
+    return _tokenizer(parts[part]["pad"]) if "pad" in parts.get(part, {}) else {}
 
 
 @functools.cache

@@ -35,7 +35,7 @@ from mlxldm.tensors import Tensor, from_bfloat16, header, shown, to_bfloat16
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 # Linears that stay as they are: a few small ones whose error every pixel of every step would carry.
-NOT_QUANTIZED = ("time_embedding.", "add_embedding.", "class_embedding.", "text_projection.", ".embeddings.")
+NOT_QUANTIZED = ("time_embedding.", "add_embedding.", "class_embedding.", "text_projection.", ".embeddings.", ".embed_")
 FLUSH = 1 << 27  # bytes after which the disk is made to begin, so that it is not idle until the end
 
 Progress = Callable[[int, int, str], None]  # bytes that are done, bytes in all, and the part that is being written
@@ -193,7 +193,7 @@ class Recipe:
             return ""
         if part == "vae":
             return "the autoencoder has next to none, and every pixel passes through them"
-        if any(mark in name for mark in NOT_QUANTIZED):
+        if part in ("classes", "rescaler") or any(mark in name for mark in NOT_QUANTIZED):
             return "embeddings and projections of time and text: small, and used by everything"
         if quantized.group_for(shape[1], self.group) is None:
             return f"a width that no group of {min(quantized.GROUPS)} divides"
@@ -310,9 +310,12 @@ def _not_finite(part: str, outcome: Outcome, folder: Folder, plan: dict[str, dic
 
 
 def _tokenizer(folder: Folder, number: int, hidden: Path) -> None:
+    files = folder.tokenizer_files(number)
+    if not files:
+        return  # layouts come as tokens, and a BERT's words may not have been at hand
     home = hidden / ("tokenizer" if number == 1 else f"tokenizer_{number}")
     os.mkdir(home)
-    for name, data in folder.tokenizer_files(number).items():
+    for name, data in files.items():
         _file(home / name, data)
     _sync_folder(home)
 

@@ -691,12 +691,16 @@ class UNetConfig(_Strict):
         if self.diffusers == "UNet2DModel":
             values = {key: value for key, value in values.items() if key in UNET2D}
             height, width = self.sample_size or (None, None)
+            kinds = zip(self.down_block_types[:-1], self.up_block_types[:0:-1], strict=True)
+            attends = [*(any(kind.startswith("Attn") for kind in both) for both in kinds), True]
+            levels = zip(self.block_out_channels, self.heads, attends, strict=True)
+            sizes = {wide // heads for wide, heads, there in levels if there}
             return values | {
                 "mid_block_type": "UNetMidBlock2D",
                 "layers_per_block": self.layers_per_block[0],
                 # with scale and shift the middle's attention would silently lose its norm otherwise
                 "attn_norm_num_groups": self.norm_num_groups,
-                "attention_head_dim": self.block_out_channels[-1] // self.heads[-1],
+                "attention_head_dim": sizes.pop() if len(sizes) == 1 else None,  # one head each, to begin with
                 "sample_size": height if height == width else (height, width),
             }
         del values["downsample_type"], values["upsample_type"]

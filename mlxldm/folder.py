@@ -45,23 +45,39 @@ FORMAT = 1
 LAYOUT = "OHWI"
 # Every part a model may have, with the kinds (`config.KINDS`) it may be of; the first is meant where nothing is said.
 PARTS: dict[str, tuple[str, ...]] = {
-    "text": ("clip",),
+    "text": ("clip", "bert"),
     "text_2": ("clip",),
+    "classes": ("classes",),
+    "rescaler": ("rescaler",),
     "denoiser": ("unet",),
-    "vae": ("kl",),
+    "vae": ("kl", "vq"),
 }
-FAMILIES = ("sd1", "sd2", "sdxl", "sdxl-refiner", "upscaler")
+FAMILIES = (
+    *("sd1", "sd2", "sdxl", "sdxl-refiner", "upscaler"),
+    # the original latent diffusion models (Rombach et al. 2022)
+    *("ldm-uncond", "ldm-churches", "ldm-inpaint", "ldm-sr", "ldm-semantic", "ldm-layout", "ldm-classes"),
+    *("ldm-classes-v2", "ldm-text256", "ldm-text", "ldm-retrieval", "ldm-first-stage"),
+)
 # What a model is for, with the parts it needs for that. "part" is one part alone, to be used in another model.
 TASKS: dict[str, tuple[str, ...]] = {
     "text-to-image": ("text", "denoiser", "vae"),
-    "inpaint": ("text", "denoiser", "vae"),
+    "inpaint": ("denoiser", "vae"),  # and text, but for ldm-inpaint
     "edit": ("text", "denoiser", "vae"),
     "depth": ("text", "denoiser", "vae"),
     "refine": ("text", "denoiser", "vae"),
     "upscale": ("text", "denoiser", "vae"),
+    "unconditional": ("denoiser", "vae"),
+    "class-to-image": ("classes", "denoiser", "vae"),
+    "super-resolution": ("denoiser", "vae"),
+    "semantic": ("rescaler", "denoiser", "vae"),
+    "layout": ("text", "denoiser", "vae"),
+    "retrieval": ("denoiser", "vae"),
     "part": (),
 }
-TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = (
+    *("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    "vocab.txt",  # BERT's
+)
 
 C = TypeVar("C", ClipTextConfig, UNetConfig, VaeConfig)
 

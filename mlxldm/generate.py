@@ -113,6 +113,12 @@ WAITING = {
     "depth": "pictures of a given depth (it takes a depth map)",
     "refine": "refining pictures of Stable Diffusion XL",
     "upscale": "making small pictures four times as large",
+    "unconditional": "pictures of one kind, of nothing that is asked for",
+    "class-to-image": "pictures of a class",
+    "super-resolution": "making small pictures four times as large",
+    "semantic": "pictures of a map of labels",
+    "layout": "pictures of boxes with labels",
+    "retrieval": "pictures like others that are found for a text",
 }
 
 
@@ -127,6 +133,11 @@ def _check_drawn(manifest: Manifest) -> None:
         raise UserError(
             f"{manifest.name} is a model for {WAITING[manifest.task]}: it opens and converts, but this version does "
             f"not draw with it."
+        )
+    if manifest.family in ("ldm-text", "ldm-text256"):
+        raise UserError(
+            f"{manifest.name} is one of the first latent diffusion models: it opens and converts, but this version "
+            f"does not draw with it."
         )
     unet = manifest.denoiser
     if unet.uneven_layers_down is not None or unet.mid_block_type == "UNetMidBlock2D":

@@ -113,6 +113,10 @@ def _diffusers(root: Path, wish: Wish) -> Found:
     index = read_json(root / "model_index.json")
     if not isinstance(index, dict):
         raise UserError(f"{shown(root / 'model_index.json')} is not an object: the file is damaged.")
+    if "vqvae" in index:
+        from .early import early
+
+        return early(root, index, wish)
     pipeline = index.get("_class_name")
     why = [f"model_index.json says {shown(pipeline)}"]
     classes, left_out = _components(index, root)
@@ -126,11 +130,11 @@ def _diffusers(root: Path, wish: Wish) -> Found:
                 f"encoder, a U-Net and an autoencoder can be read."
             )
 
-    unet = UNetConfig.from_dict(_config(root, "unet"))
+    unet = UNetConfig.from_dict(config_of(root, "unet"))
     if wish.heads is not None:
         unet = dataclasses.replace(unet, heads=(wish.heads,) * unet.levels)
         why.append(f"{wish.heads} attention heads, as --heads says")
-    vae = VaeConfig.from_dict(_config(root, "vae"))
+    vae = VaeConfig.from_dict(config_of(root, "vae"))
     task, family = _task(root, unet, vae, alone, "low_res_scheduler" in classes, why)
     if family is None:
         family = _family(unet, "text_encoder_2" in classes, why)
@@ -143,7 +147,7 @@ def _diffusers(root: Path, wish: Wish) -> Found:
         for name in ("text_encoder", "text_encoder_2")
         if name in classes
     }
-    schedule, sampler = _schedule(root, family, why)
+    schedule, sampler = schedule_of(root, family, why)
     if wish.prediction is not None:
         schedule = dataclasses.replace(schedule, prediction=wish.prediction)
         why.append(f"it predicts {wish.prediction}, as --prediction says")
@@ -155,7 +159,7 @@ def _diffusers(root: Path, wish: Wish) -> Found:
                 f"its parts do not belong together."
             )
 
-    name, source = _identity(root)
+    name, source = identity_of(root)
     height, width = ((side * vae.factor) for side in (unet.sample_size or (64, 64)))
     few = sampler in ("lcm", "tcd")
     defaults = Defaults(
@@ -174,7 +178,7 @@ def _diffusers(root: Path, wish: Wish) -> Found:
         defaults=defaults,
         low_scale=_low_scale(root, index) if task == "upscale" else None,
         source={"name": source, "kind": "diffusers folder"},
-        license=_license(root),
+        license=license_of(root),
         zeros_for_empty=family.startswith("sdxl") and index.get("force_zeros_for_empty_prompt", True) is True,
     )
     parts = {}
@@ -225,7 +229,8 @@ def _components(index: dict[str, Any], root: Path) -> tuple[dict[str, str], dict
     return classes, left_out
 
 
-def _config(root: Path, folder: str) -> dict[str, Any]:
+def config_of(root: Path, folder: str) -> dict[str, Any]:
+    """A component's `config.json`."""
     path = member(root, folder, "config.json")
     if path is None:
         raise UserError(f"{shown(root / folder)} has no config.json: the model is not complete.")
@@ -313,7 +318,7 @@ def _text(root: Path, folder: str, cls: str, skip: int) -> ClipTextConfig:
         raise UserError(f"{shown(root / number)} has no tokenizer files: the model is not complete.")
     tokenizer = ClipTokenizer.from_files(files)
     ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
-    config = ClipTextConfig.from_transformers({**_config(root, folder), "architectures": [cls]}, skip=skip, **ids)
+    config = ClipTextConfig.from_transformers({**config_of(root, folder), "architectures": [cls]}, skip=skip, **ids)
     if tokenizer.size > config.vocab_size:
         raise UserError(
             f"{shown(root)}: {number} has {tokenizer.size} tokens, but {folder} has embeddings for "
@@ -322,7 +327,7 @@ def _text(root: Path, folder: str, cls: str, skip: int) -> ClipTextConfig:
     return config
 
 
-def _schedule(root: Path, family: str, why: list[str]) -> tuple[ScheduleConfig, str]:
+def schedule_of(root: Path, family: str, why: list[str]) -> tuple[ScheduleConfig, str]:
     """The schedule, and the name of the default sampler."""
     from mlxldm.samplers import SAMPLERS
 
@@ -342,7 +347,7 @@ def _schedule(root: Path, family: str, why: list[str]) -> tuple[ScheduleConfig, 
     return schedule, sampler
 
 
-def _identity(root: Path) -> tuple[str, str]:
+def identity_of(root: Path) -> tuple[str, str]:
     """A name for the model, and where it came from: in a hub cache the repository's id."""
     full = root.resolve()
     if full.parent.name == "snapshots" and full.parent.parent.name.startswith("models--"):
@@ -351,7 +356,7 @@ def _identity(root: Path) -> tuple[str, str]:
     return full.name or "model", full.name or "model"
 
 
-def _license(root: Path) -> str | None:
+def license_of(root: Path) -> str | None:
     """The license that the model card's front matter names, if there is a card."""
     path = member(root, "README.md")
     if path is None:

@@ -362,6 +362,11 @@ def family_of(path: Path, found: Facts, wish: Wish, why: list[str]) -> str:
     )
 
 
+def row_of(found: Facts) -> str | None:
+    """The row of `FAMILIES` whose published sizes these are, if it is one that can be read."""
+    return next((name for name, wanted, lacks in FAMILIES if lacks is None and _agree(found, wanted) == 1), None)
+
+
 def known(family: str) -> str:
     """`family` if it is one of `FAMILIES` that can be read; otherwise a UserError with the nearest."""
     if family not in READ:

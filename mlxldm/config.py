@@ -892,12 +892,14 @@ class ScheduleConfig(_Strict):
     options: dict[str, Any] = field(default_factory=dict)
 
     # Limits on predicted latents are for models of pixels; the latent pipelines switch clipping off themselves.
+    # `tensor_format` is of diffusers' first versions, which knew NumPy, too.
     HARMLESS: ClassVar[frozenset[str]] = _words(
-        "clip_sample clip_sample_range dynamic_thresholding_ratio sample_max_value"
+        "clip_sample clip_sample_range dynamic_thresholding_ratio sample_max_value tensor_format"
     )
     # Flow matching is a later matter; these stand in today's config files at the value that means "no".
     FIXED: ClassVar[dict[str, tuple[Any, ...]]] = {
         "thresholding": (False,),
+        "timestep_values": (None,),
         "use_flow_sigmas": (False, None),
         "use_dynamic_shifting": (False, None),
         "flow_shift": (1.0, None),

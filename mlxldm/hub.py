@@ -36,7 +36,7 @@ HUBS = ("huggingface.co", "www.huggingface.co", "hf.co")  # whose addresses are 
 
 Progress = Callable[[float, str], None]  # the part that is done, 0 to 1, and what is going on
 
-COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae")
+COMPONENTS = ("text_encoder", "text_encoder_2", "bert", "unet", "vae", "vqvae")
 # Bytes from which a file is fetched by `_fetch`, which goes on where it stopped and which Ctrl-C ends at once.
 LARGE = 1 << 20
 BEGUN = ".mlxldm.incomplete"
@@ -127,7 +127,7 @@ def choose_weights(folder: str, names: Iterable[str]) -> tuple[str, str | None]:
     shards; variants that are no precision (non_ema) come last. Raises UserError if there are none that can be read.
     """
     names = sorted(set(names))
-    text = folder.startswith("text_encoder")
+    text = folder.startswith("text_encoder") or folder == "bert"
     bases = {"safetensors": "model" if text else "diffusion_pytorch_model",
              "bin": "pytorch_model" if text else "diffusion_pytorch_model"}  # fmt: skip
     found = []

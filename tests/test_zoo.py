@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ import compvis  # noqa: E402
 import diffusers  # noqa: E402
 import single_files  # noqa: E402
 import torch  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 
 from mlxldm_convert import original, view, write  # noqa: E402
 from mlxldm_convert.__main__ import main  # noqa: E402
@@ -344,6 +346,141 @@ def test_only_what_may_be_is_quantized(name, files, tmp_path, capsys):
         for matrix in folder.groups(part):
             assert part == "text" and "embed" not in matrix
     assert bool(folder.groups("text")) if name == "ldm-layout" else True
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# diffusers' folders of them
+
+
+PIPELINES = {"ldm-text": "LDMTextToImagePipeline", "ldm-sr": "LDMSuperResolutionPipeline", "ldm-uncond": "LDMPipeline"}
+
+
+@pytest.fixture(scope="module")
+def folders(files, tmp_path_factory):
+    """The three folders, as today's diffusers writes them, with a BERT of other numbers than `ldm-text`'s file."""
+    from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
+    from transformers import BertTokenizer
+
+    root, found = tmp_path_factory.mktemp("folders"), {}
+    words = [*"[PAD] [UNK] [CLS] [SEP] [MASK]".split(), *(f"word{i}" for i in range(55))]
+    (root / "vocab.txt").write_text("\n".join(words))
+    for name, kind in PIPELINES.items():
+        source = view(files[name], Wish(family=name))
+        start, end = compvis.ZOO[name].betas
+        more = {}
+        if name == "ldm-text":
+            bert = LDMBertModel(LDMBertConfig(**source.manifest.parts["text"].to_diffusers()))
+            more = {"bert": bert, "tokenizer": BertTokenizer(str(root / "vocab.txt"))}
+        pipe = getattr(diffusers, kind)(
+            unet=built(source), vqvae=built_stage(source), **more,
+            scheduler=diffusers.DDIMScheduler(beta_start=start, beta_end=end, beta_schedule="scaled_linear"),
+        )  # fmt: skip
+        pipe.save_pretrained(root / name)
+        found[name] = root / name
+    return found
+
+
+def changed(source, path, file: str, **changes):
+    """A copy of a folder with keys of one JSON file changed; None takes them away."""
+    copy = shutil.copytree(source, path)
+    values = json.loads((copy / file).read_text()) | changes
+    (copy / file).write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+    return copy
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_folder_and_a_file_of_one_model_agree(name, files, folders):
+    file, folder = view(files[name], Wish(family=name)), view(folders[name])
+    ours, theirs = file.manifest, folder.manifest
+    assert (theirs.family, theirs.task) == (name, compvis.ZOO[name].task) == (ours.family, ours.task)
+    assert set(theirs.parts) == set(ours.parts)
+    for part in ("denoiser", "vae"):
+        assert folder.names(part) == file.names(part)
+        for tensor in file.names(part):
+            assert np.array_equal(folder.read(part, tensor), file.read(part, tensor)), (part, tensor)
+    same = "block_out_channels down_block_types up_block_types heads mid_block_type cross_attention_dim downsample_type"
+    assert all(getattr(ours.denoiser, key) == getattr(theirs.denoiser, key) for key in same.split())
+    assert (theirs.schedule.beta_start, theirs.schedule.beta_end) == compvis.ZOO[name].betas
+    assert Manifest.from_json(json.loads(json.dumps(theirs.to_json()))) == theirs
+    if name == "ldm-text":
+        assert theirs.parts["text"] == ours.parts["text"] and "tokenizer.json" in folder.tokenizer_files()
+        assert "to_logits.weight" in folder.report()["parts"]["text"]["ignored"]
+    with pytest.raises(UserError, match="does not draw with it"):
+        resolve(Job(prompt="x"), theirs)
+
+
+def test_a_folder_is_written_and_verified(folders, tmp_path, capsys):
+    for name, path in folders.items():
+        assert main([str(path), str(tmp_path / name), "--verify", "--json"]) == 0
+        single_files.same(view(path), open_folder(tmp_path / name))
+        assert json.loads(capsys.readouterr().out)["family"] == name
+    assert "tokenizer.json" in open_folder(tmp_path / "ldm-text").tokenizer_files()
+
+
+def test_a_folder_of_2022_is_understood(folders, tmp_path):
+    """PyTorch's own files, other names of the attention, keys that were forgotten since."""
+    old = changed(folders["ldm-uncond"], tmp_path / "old", "scheduler/scheduler_config.json", tensor_format="pt",
+                  _class_name="DDIMScheduler")  # fmt: skip
+    attention = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for part in ("unet", "vqvae"):
+        (path,) = (old / part).glob("*.safetensors")
+        state = {}
+        for name, value in load_file(path).items():
+            head, _, last = name.rpartition(".")
+            found = next((new for new in attention if ".attentions." in name and head.endswith(f".{new}")), None)
+            state[f"{head.removesuffix(found)}{attention[found]}.{last}" if found else name] = value
+        path.unlink()
+        torch.save(state, old / part / "diffusion_pytorch_model.bin")
+    new = view(folders["ldm-uncond"])
+    for part in ("denoiser", "vae"):
+        assert view(old).names(part) == new.names(part)
+        assert all(np.array_equal(view(old).read(part, name), new.read(part, name)) for name in new.names(part))
+
+
+def test_latents_with_codes_are_scaled_by_one_unless_it_is_said(folders, tmp_path):
+    def scale(number, **changes):
+        path = changed(folders["ldm-uncond"], tmp_path / str(number), "vqvae/config.json", **changes)
+        folder = view(path)
+        return folder.manifest.parts["vae"].scaling_factor, " ".join(folder.report()["why"])
+
+    assert scale(1)[0] == 1.0
+    found, why = scale(2, scaling_factor=None)
+    assert found == 1.0 and "is not said: by 1" in why
+    assert scale(3, scaling_factor=0.18215)[0] == 0.18215  # of no published size: what it says
+
+
+def test_a_folder_of_a_published_size_is_told_by_its_unet(folders, tmp_path):
+    """The U-Net of CelebA-HQ in diffusers' names, as one hole, with what diffusers writes of its scale."""
+    path = changed(folders["ldm-uncond"], tmp_path / "m", "vqvae/config.json", scaling_factor=0.18215)
+    with torch.device("meta"):
+        unet = diffusers.UNet2DModel(attention_head_dim=32, sample_size=64)
+    (path / "unet" / "config.json").write_text(unet.to_json_string())
+    (file,) = (path / "unet").glob("*.safetensors")
+    empty({name: tuple(value.shape) for name, value in unet.state_dict().items()}, file)
+    folder = view(path)
+    why = " ".join(folder.report()["why"])
+    assert "LDM unconditional, 256 pixels" in why and "scaled by 1, not by 0.18215" in why
+    assert folder.manifest.parts["vae"].scaling_factor == 1.0
+    assert folder.manifest.defaults.width == 256 and folder.manifest.denoiser.heads == (7, 14, 21, 28)
+
+
+def test_a_folder_that_is_not_whole_or_not_known_is_refused(folders, tmp_path):
+    def said(number, name, file="model_index.json", **changes):
+        with pytest.raises(UserError) as error:
+            view(changed(folders[name], tmp_path / str(number), file, **changes))
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    assert "pipelines with a vqvae this version reads" in said(1, "ldm-uncond", _class_name="VQDiffusionPipeline")
+    assert "has no bert" in said(2, "ldm-text", bert=None)
+    assert "no such pipeline has" in said(3, "ldm-uncond", unet=["diffusers", "Transformer2DModel"])
+    assert "no such pipeline has" in said(4, "ldm-uncond", safety_checker=["x", "Y"])
+    assert "no such model has" in said(5, "ldm-uncond", bert=["latent_diffusion", "LDMBertModel"])
+    assert "for super-resolution it would take 6" in said(6, "ldm-uncond", _class_name="LDMSuperResolutionPipeline")
+    assert "text of width 64, but its text encoders give 128" in said(7, "ldm-text", "bert/config.json", d_model=128)
+    assert "middle without attention" in said(8, "ldm-text", unet=["diffusers", "UNet2DModel"])
+    with pytest.raises(UserError, match="but --family says ldm-sr"):
+        view(folders["ldm-uncond"], Wish(family="ldm-sr"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -80,14 +80,41 @@ def _unet_family(path: Path, shapes: Mapping[str, Tensor], wish: Wish, why: list
 
 
 def _vae_family(path: Path, shapes: Mapping[str, Tensor], wish: Wish, why: list[str]) -> tuple[str, str]:
+    if wish.family is None and _first_stage(shapes, why):
+        return "ldm-first-stage", "vae"
     if wish.family is None:
         raise UserError(
             f"{shown(path)} is an autoencoder alone, and how its latents are scaled is in no such file: say --family "
-            f"sd1 (2.x has the same), --family sdxl or --family upscaler."
+            f"sd1 (2.x has the same), --family sdxl, --family upscaler, or --family ldm-first-stage (by 1)."
         )
     name = single.known(wish.family)
+    if "scaling_factor" not in single.table_of(name)["parts"]["vae"]["config"]:
+        raise UserError(
+            f"{shown(path)} is an autoencoder alone, and how those of {name} are scaled is in the whole model's file "
+            f"only: say --family ldm-first-stage (by 1), or use the whole model."
+        )
     why.append(f"an autoencoder of {single.table_of(name)['title']}, as --family says")
     return name, "vae"
+
+
+def _first_stage(shapes: Mapping[str, Tensor], why: list[str]) -> bool:
+    """Whether it is a first stage of latent diffusion that no other family has, by its codes or its latents."""
+    codes, first = shapes.get("quantize.embedding.weight"), shapes.get("decoder.conv_in.weight")
+    if codes is not None and len(codes.shape) == 2:
+        why.append(f"an autoencoder with {codes.shape[0]} codes, a first stage of latent diffusion: such latents are "
+                   f"scaled by 1")  # fmt: skip
+        return True
+    levels = {match[1] for name in shapes if (match := re.match(r"encoder\.down(?:_blocks)?\.(\d{1,2})\.", name))}
+    form = (first.shape[1] if first is not None and len(first.shape) == 4 else 0, len(levels))
+    if form not in KL_STAGES:
+        return False
+    why.append(f"{KL_STAGES[form]}, a first stage of latent diffusion, by its latents of {form[0]} channels: how they "
+               f"are scaled is in no such file, by 1 is taken; --family says otherwise")  # fmt: skip
+    return True
+
+
+# First stages that are no other family's, by the channels of their latents and their levels.
+KL_STAGES = {(3, 3): "kl-f4", (16, 5): "kl-f16", (64, 6): "kl-f32"}
 
 
 def _text_family(path: Path, shapes: Mapping[str, Tensor], wish: Wish, why: list[str]) -> tuple[str, str]:
@@ -167,14 +194,16 @@ def _vae(shapes: Mapping[str, Tensor]) -> dict[str, Tensor]:
                      default=0)  # fmt: skip
 
     def renamed(name: str) -> str:
-        match = re.fullmatch(r"(encoder|decoder)\.(?:down|up)_blocks\.(\d{1,2})\.(resnets|downsamplers|upsamplers)\."
-                             r"(\d{1,2})\.(.+)", name)  # fmt: skip
+        match = re.fullmatch(r"(encoder|decoder)\.(?:down|up)_blocks\.(\d{1,2})\."
+                             r"(resnets|attentions|downsamplers|upsamplers)\.(\d{1,2})\.(.+)", name)  # fmt: skip
         if match:
             side, block, what, place, rest = match[1], int(match[2]), match[3], match[4], match[5]
             down = side == "encoder"
             level = f"{side}.{'down' if down else 'up'}.{block if down else levels - 1 - block}"
             if what == "resnets":
                 return f"{level}.block.{place}.{rest.replace('conv_shortcut', 'nin_shortcut')}"
+            if what == "attentions":
+                return f"{level}.attn.{place}.{rest.replace('to_q.', 'q.').replace('query.', 'q.')}"
             return f"{level}.{'downsample' if down else 'upsample'}.{rest}"
         middle = (name.replace("mid_block.resnets.0", "mid.block_1").replace("mid_block.resnets.1", "mid.block_2")
                   .replace("mid_block.attentions.0", "mid.attn_1"))  # fmt: skip

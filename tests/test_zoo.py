@@ -122,6 +122,38 @@ def test_a_first_stage_computes_what_the_original_does(name, tmp_path):
         close(stage.decode(z).sample, net.decode(z))
 
 
+@pytest.mark.parametrize("name", compvis.FIRST_STAGES)
+@pytest.mark.parametrize("prefix", ["", "first_stage_model."])
+def test_a_published_first_stage_alone_is_recognised(name, prefix, tmp_path):
+    """Codes and latents tell them from all other autoencoders, but for kl-f8, which has the shapes of SD's."""
+    with torch.device("meta"):
+        state = compvis.stage(name).state_dict() | {"loss.discriminator.main.0.weight": torch.ones(1)}
+    path = empty({prefix + key: tuple(value.shape) for key, value in state.items()}, tmp_path / "model.safetensors")
+    if name == "kl-f8":
+        with pytest.raises(UserError, match="or --family ldm-first-stage"):
+            view(path)
+    folder = view(path, Wish(family="ldm-first-stage" if name == "kl-f8" else None))
+    config, plan = folder.manifest.parts["vae"], compvis.FIRST_STAGES[name]
+    assert (folder.manifest.task, folder.manifest.family) == ("part", "ldm-first-stage")
+    assert (config.factor, config.latent_channels, config.scaling_factor) == (
+        2 ** (len(plan.levels) - 1), plan.latent, 1.0
+    )  # fmt: skip
+    assert getattr(config, "num_vq_embeddings", 0) == plan.codes
+    attends = [i for i, kind in enumerate(config.down_block_types) if kind.startswith("Attn")]
+    assert attends == list(plan.attends) and config.mid_block_add_attention == plan.middle
+    with pytest.raises(UserError, match="are scaled is in the whole model's file only"):
+        view(path, Wish(family="ldm-churches"))
+
+
+def test_a_first_stage_in_diffusers_names_is_the_same(files, tmp_path):
+    source = view(files["ldm-classes"], Wish(family="ldm-classes"))  # vq-f8, which attends in a level
+    path = single_files.write(built_stage(source).state_dict(), tmp_path / "m.safetensors")
+    folder = view(path)
+    assert folder.manifest.parts["vae"].down_block_types == source.manifest.parts["vae"].down_block_types
+    for name in source.names("vae"):
+        assert np.array_equal(folder.read("vae", name), source.read("vae", name))
+
+
 @pytest.mark.parametrize("name", ["ldm-text", "ldm-layout"])
 def test_berts_text_is_that_of_the_original(name, little, files):
     from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertEncoder

@@ -171,7 +171,7 @@ def _unet(shapes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if match is None:
             head = next((ours for ours in original.UNET if f"{module}.".startswith(f"{ours}.")), "")
             inner = module[len(head) + 1 :]
-            inner = original.RESNET.get(inner, inner) if ".resnets." in head else inner
+            inner = original.RESNET.get(inner, inner) if ".resnets." in head else _joined(inner)
             found[".".join(filter(None, (original.UNET.get(head, head), inner, last)))] = tensor
             continue
         way, block, what, place, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
@@ -180,13 +180,20 @@ def _unet(shapes: Mapping[str, Tensor]) -> dict[str, Tensor]:
             inner, _, last = rest.rpartition(".")
             new = f"{side}_blocks.{number(way, block, place)}.0.{original.RESNET.get(inner, inner)}.{last}"
         elif what == "attentions":
-            new = f"{side}_blocks.{number(way, block, place)}.1.{rest}"
-        elif what == "downsamplers":
-            new = f"input_blocks.{number(way, block + 1, 0) - 1}.0.op.{rest.removeprefix('conv.')}"
-        else:
-            new = f"output_blocks.{number(way, block + 1, 0) - 1}.2.{rest}"
+            inner, _, last = rest.rpartition(".")
+            new = f"{side}_blocks.{number(way, block, place)}.1.{_joined(inner)}.{last}"
+        else:  # a convolution or a residual block
+            inner, _, last = rest.rpartition(".")
+            inner = original.RESNET.get(inner, "op" if what == "downsamplers" else inner)
+            at = "0" if what == "downsamplers" else "2"
+            new = f"{side}_blocks.{number(way, block + 1, 0) - 1}.{at}.{inner}.{last}"
         found[new] = tensor
     return found
+
+
+def _joined(module: str) -> str:
+    """Attention to the picture alone is one convolution in the original; that there is one is all that is read of it."""
+    return "qkv" if module in ("to_q", "query") else module
 
 
 def _vae(shapes: Mapping[str, Tensor]) -> dict[str, Tensor]:

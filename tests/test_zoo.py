@@ -154,6 +154,18 @@ def test_a_first_stage_in_diffusers_names_is_the_same(files, tmp_path):
         assert np.array_equal(folder.read("vae", name), source.read("vae", name))
 
 
+@pytest.mark.parametrize("name", ["ldm-uncond", "ldm-churches", "ldm-layout"])
+def test_a_unet_alone_is_the_same_in_either_names(name, files, little, tmp_path):
+    source = view(files[name], Wish(family=name, ema=False))
+    unet = {key.removeprefix(UNET): value for key, value in little[name][0].items() if key.startswith(UNET)}
+    for i, state in enumerate((unet, built(source).state_dict())):
+        folder = view(single_files.write(state, tmp_path / f"{i}.safetensors"), Wish(family=name))
+        assert folder.manifest.task == "part"
+        assert folder.manifest.denoiser == source.manifest.denoiser
+        for key in source.names("denoiser"):
+            assert np.array_equal(folder.read("denoiser", key), source.read("denoiser", key))
+
+
 @pytest.mark.parametrize("name", ["ldm-text", "ldm-layout"])
 def test_berts_text_is_that_of_the_original(name, little, files):
     from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertEncoder

@@ -192,7 +192,7 @@ def _unet(shapes: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _joined(module: str) -> str:
-    """Attention to the picture alone is one convolution in the original; that there is one is all that is read of it."""
+    """Attention to the picture alone is one convolution in the original; all that is read of it is that it is there."""
     return "qkv" if module in ("to_q", "query") else module
 
 

@@ -475,10 +475,10 @@ def test_a_folder_of_2022_is_understood(folders, tmp_path):
             state[f"{head.removesuffix(found)}{attention[found]}.{last}" if found else name] = value
         path.unlink()
         torch.save(state, old / part / "diffusion_pytorch_model.bin")
-    new = view(folders["ldm-uncond"])
+    before, today = view(old), view(folders["ldm-uncond"])
     for part in ("denoiser", "vae"):
-        assert view(old).names(part) == new.names(part)
-        assert all(np.array_equal(view(old).read(part, name), new.read(part, name)) for name in new.names(part))
+        assert before.names(part) == today.names(part)
+        assert all(np.array_equal(before.read(part, name), today.read(part, name)) for name in today.names(part))
 
 
 def test_latents_with_codes_are_scaled_by_one_unless_it_is_said(folders, tmp_path):

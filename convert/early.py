@@ -38,7 +38,7 @@ NOT_SAID = 0.18215  # a VQModel's scaling_factor in diffusers, where nobody said
 def early(root: Path, index: dict[str, Any], wish: detect.Wish) -> detect.Found:
     """The model in such a folder; `index` is its model_index.json."""
     pipeline = index.get("_class_name")
-    if pipeline not in PIPELINES:
+    if not isinstance(pipeline, str) or pipeline not in PIPELINES:
         raise UserError(
             f"{shown(root)} is of {shown(pipeline)}, but of pipelines with a vqvae this version reads "
             f"{', '.join(PIPELINES)} only."

@@ -191,8 +191,9 @@ def needed(names: Iterable[str], file: str | None = None) -> list[str]:
     chosen = [name for name in root if name in own]
     if file is not None:
         _check_single(file, names)
-        config = f"{file.rpartition('.')[0]}.yaml"  # the original code's, which says what the model predicts
-        return [*chosen, file, *([config] if config in names else [])]
+        # the original code's configuration, which says what the model predicts, and a BERT's words
+        beside = (f"{file.rpartition('.')[0]}.yaml", f"{file.rpartition('/')[0]}/vocab.txt".lstrip("/"))
+        return [*chosen, file, *(name for name in beside if name in names)]
     tokenizers = [f"{folder}/{name}" for folder in ("tokenizer", "tokenizer_2") for name in by_folder.get(folder, [])
                   if name in TOKENIZER_FILES]  # fmt: skip
     if "model.json" in root:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import random
+import re
 import shutil
 
 import numpy as np
 import pytest
 
+from mlxldm import hub
 from mlxldm.config import KINDS, BertConfig, ClassEmbedderConfig, RescalerConfig, UNetConfig, VaeConfig, VqConfig
 from mlxldm.errors import UserError
 from mlxldm.folder import Manifest, open_folder
@@ -527,6 +530,34 @@ def test_a_folder_that_is_not_whole_or_not_known_is_refused(folders, tmp_path):
         view(folders["ldm-uncond"], Wish(family="ldm-sr"))
 
 
+def test_what_is_pulled_of_such_a_repository():
+    folder = {"bert": "config.json pytorch_model.bin", "scheduler": "scheduler_config.json",
+              "tokenizer": "special_tokens_map.json tokenizer_config.json vocab.txt",
+              "unet": "config.json diffusion_pytorch_model.bin", "vqvae": "config.json diffusion_pytorch_model.bin"}
+    names = [f"{part}/{name}" for part, some in folder.items() for name in some.split()] + ["model_index.json"]
+    assert set(hub.needed([*names, "README.md", "unet/diffusion_flax_model.msgpack"])) == {*names, "README.md"}
+    files = ["model.ckpt", "vocab.txt", "model.yaml", "other.txt"]
+    assert set(hub.needed(files, "model.ckpt")) == {"model.ckpt", "vocab.txt", "model.yaml"}
+
+
+def test_random_damage_to_a_folders_configs_gives_a_sentence_or_a_model(folders):
+    rng = random.Random(0)
+    junk = [None, True, -1, 0, 1.5, 1 << 70, "", "resnet", [], [[1]], {}, {"a": 1}, [32] * 4, ["DownBlock2D"] * 4]
+    files = [path for folder in folders.values() for path in sorted(folder.rglob("*config.json"))]
+    files += [folder / "model_index.json" for folder in folders.values()]
+    for _ in range(300):
+        path = rng.choice([path for path in files if "tokenizer" not in path.parts])
+        before = path.read_text()
+        values = json.loads(before)
+        values[rng.choice([*values, "add_attention", "num_class_embeds", "heads"])] = rng.choice(junk)
+        path.write_text(json.dumps(values))
+        try:
+            view(next(folder for folder in folders.values() if path.is_relative_to(folder)))
+        except UserError as error:
+            assert "\n" not in str(error) and len(str(error)) < 1500
+        path.write_text(before)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Configs
 
@@ -655,6 +686,26 @@ def test_a_tensor_that_is_missing_or_too_many_is_named(little, tmp_path):
     one = {name: value for name, value in state.items() if not name.startswith(f"{UNET}input_blocks.1.1.")}
     assert "some blocks attend and others do not" in refused(one, path, family="ldm-churches")
     assert "heads" in refused(state, path, family="ldm-churches", heads=7)
+
+
+def test_random_names_and_shapes_give_a_sentence_or_a_model(little, tmp_path):
+    rng = random.Random(0)
+    states = {name: {key: tuple(value.shape) for key, value in state.items()} for name, (state, _) in little.items()}
+    for _ in range(100):
+        name = rng.choice(list(states))
+        found = dict(states[name])
+        for _ in range(rng.choice([1, 1, 2, 20])):
+            key = rng.choice(list(found))
+            shape, kept = found.pop(key), rng.random()
+            if kept > 0.3:
+                number = str(rng.choice([0, 1, 5, 11, 99, 1000, 10**20]))
+                other = re.sub(r"\d+", lambda m: m[0] if rng.random() < 0.6 else number, key)  # noqa: B023
+                found[other] = tuple(n if rng.random() < 0.8 else rng.choice([0, 1, 3, 33, 64]) for n in shape)
+        try:
+            view(empty(found, tmp_path / "m.safetensors", **({"scale_factor": 1.0} if "churches" in name else {})),
+                 Wish(family=rng.choice([name, name, None, *compvis.ZOO])))  # fmt: skip
+        except UserError as error:
+            assert "\n" not in str(error) and len(str(error)) < 1500
 
 
 def test_names_with_large_numbers_make_no_long_loops(little):

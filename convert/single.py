@@ -489,7 +489,7 @@ def _scaled(
             f"{shown(path)} lacks scale_factor, one number that says how the latents of {table['title']} are scaled: "
             f"the file is not complete."
         )
-    value = float(f"{float(_values(file, 'scale_factor').reshape(-1)[0]):.7g}")
+    value = float(str(np.float32(_values(file, "scale_factor").reshape(-1)[0])))  # as short as float32 has it
     if not 0 < value < math.inf:
         raise UserError(f"{shown(path)} says that its latents are scaled by {value} (scale_factor): it is damaged.")
     if own is not None and abs(value - own) <= {"F64": 1e-6, "F32": 1e-6}.get(tensor.dtype, 1e-2) * own:

@@ -3,8 +3,8 @@
     python benchmarks/convert.py [sd1] [sdxl] [--ckpt] [--diffusers] [--place DIR] > convert.json
 
 Files of random float16 weights with the original's names are made in DIR (SD 1.5 2.1 GB, SDXL 6.9 GB; three times that
-must be free). Each job runs in a process of its own: copying the file with fsync, opening a view, converting (float16 as
-it is, and with --quantize 8), and, if asked, diffusers' `from_single_file` and `save_pretrained`. Prints a table to
+must be free). Each job runs in a process of its own: copying the file with fsync, opening a view, converting (float16
+as it is, and with --quantize 8), and, if asked, diffusers' `from_single_file` and `save_pretrained`. Prints a table to
 stderr and one JSON object to stdout. Copy and conversion are taken in turns, and the better of --rounds counts: a disk
 with much unwritten behind it is two to three times slower.
 """
@@ -19,7 +19,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +32,11 @@ from mlxldm.tensors import Tensor, header  # noqa: E402
 
 CLIP = ClipTextConfig(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
                       num_attention_heads=12, max_position_embeddings=77)  # fmt: skip
-BIG = ClipTextConfig(vocab_size=49408, hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, projection_dim=1280,
-                     num_attention_heads=20, max_position_embeddings=77, hidden_act="gelu", skip=-2)  # fmt: skip
+BIG = ClipTextConfig(vocab_size=49408, hidden_size=1280, intermediate_size=5120, num_hidden_layers=32,
+                     projection_dim=1280, num_attention_heads=20, hidden_act="gelu", skip=-2)  # fmt: skip
+# convolutions there, matrices here
+ONE_BY_ONE = {"sdxl": r"skip_connection|nin_shortcut|attn_1\.(q|k|v|proj)|quant_conv"}
+ONE_BY_ONE["sd1"] = ONE_BY_ONE["sdxl"] + r"|\.proj_(in|out)\.weight"
 VAE = VaeConfig.from_dict({
     "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2,
     "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
@@ -77,9 +79,7 @@ def shapes(kind: str) -> dict[str, Tensor]:
                 shape = (3 * shape[0], *shape[1:])
             elif cut == "transposed":
                 shape = shape[::-1]
-            elif len(shape) == 2 and re.search(r"skip_connection|nin_shortcut|attn_1\.(q|k|v|proj)|quant_conv", key):
-                shape = (*shape, 1, 1)
-            elif len(shape) == 2 and kind == "sd1" and re.search(r"\.proj_(in|out)\.weight", key):
+            elif len(shape) == 2 and re.search(ONE_BY_ONE[kind], key):
                 shape = (*shape, 1, 1)
             found[prefix + key] = Tensor("F16", shape)
     return found
@@ -116,7 +116,7 @@ def copy(source: Path, target: Path) -> None:
 
 
 JOBS = {
-    "copy": "import sys; from benchmarks.convert import copy; from pathlib import Path; copy(*map(Path, sys.argv[1:3]))",
+    "copy": "import sys, pathlib; from benchmarks.convert import copy; copy(*map(pathlib.Path, sys.argv[1:3]))",
     "view": "import sys; from convert import view; f = view(sys.argv[1]); [f.names(p) for p in f.manifest.parts]",
     "convert": "import sys; from convert import view, write; write(view(sys.argv[1]), sys.argv[2])",
     "quantize": "import sys; from convert import view, write; write(view(sys.argv[1]), sys.argv[2], bits=8)",

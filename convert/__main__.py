@@ -20,6 +20,8 @@ from mlxldm.quantized import BITS, GROUPS
 from mlxldm.tensors import shown
 from mlxldm.terminal import Bar, Parser, guarded, size, whole
 
+from .adapters import Adapter, Inversion
+from .beside import about, beside, copy
 from .detect import Wish
 from .verify import verify
 from .view import View, view
@@ -68,6 +70,9 @@ def _convert(args: argparse.Namespace) -> int:
     source = Path(args.source).expanduser()
     if not source.exists():
         source = store.locate(args.source)
+    change = beside(source) if source.is_file() else None
+    if change is not None:
+        return _change(change, args)
     prediction = {"eps": "epsilon"}.get(args.prediction, args.prediction)
     folder = view(source, Wish(args.family, prediction, args.heads, not args.no_ema))
     report: dict[str, Any]
@@ -134,6 +139,39 @@ def _convert(args: argparse.Namespace) -> int:
         print(json.dumps(report, ensure_ascii=False))
     else:
         _results(report)
+    return 0
+
+
+def _change(found: Adapter | Inversion, args: argparse.Namespace) -> int:
+    """A LoRA or a textual inversion: what it is, and a copy in safetensors if a name is given."""
+    for name, given in (("--quantize", args.quantize), ("--dtype", args.dtype), ("--verify", args.verify)):
+        if given:
+            raise UserError(f"{name} is for models; a LoRA or textual inversion is copied bit for bit: leave it out.")
+    said = about(found)
+    said["written"] = args.target is not None and not args.dry_run
+    if said["written"]:
+        said["target"] = str(copy(found, args.target))
+    if args.json:
+        print(json.dumps(said, ensure_ascii=False))
+        return 0
+    kind = f", {said['kind']}" if "kind" in said else ""
+    print(f"{shown(said['source'])}: {said['what']}{kind}, for family {said['base'] or 'not known'}")
+    for reason in said.get("why", ()):
+        print(f"  because {shown(reason)}")
+    for part, (changed, there) in said.get("modules", {}).items():
+        print(f"  {part:9} {changed} of {there} modules changed")
+    for part, (count, width) in said.get("vectors", {}).items():
+        print(f"  {part:9} {count} vectors of {width} for the word {shown(said['token'])}")
+    if said.get("ranks"):
+        print(f"  ranks     {', '.join(map(str, said['ranks']))}")
+    for word in said.get("inversions", ()):
+        print(f"  brings along the word {shown(word)}")
+    for name, reason in said.get("unmatched", {}).items():
+        print(f"  left out: {shown(name)} ({reason})")
+    if said["written"]:
+        print(f"written: {shown(said['target'])}")
+    elif args.target is None and not args.dry_run:
+        print("nothing written: give a name that ends in .safetensors for a copy")
     return 0
 
 

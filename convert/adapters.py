@@ -214,7 +214,7 @@ class Adapter:
     def alpha(self, key: Key) -> float | None:
         """The number that is divided by the rank: the file's own, else what PEFT's settings say; None: nobody says."""
         name = self.modules[key].tensors.get("alpha")
-        return _number(self.file, name) if name is not None else self._setting(key, "alpha_pattern", "lora_alpha")
+        return number(self.file, name) if name is not None else self._setting(key, "alpha_pattern", "lora_alpha")
 
     def scale(self, key: Key) -> float:
         """What the product of the factors is multiplied with: alpha / rank, or 1 where no alpha is known."""
@@ -713,7 +713,7 @@ def factor(adapter: Adapter, key: Key) -> np.ndarray:
     """
     module = adapter.modules[key]
     values = _read(adapter.file, module.tensors["weight"]).reshape(-1)
-    on_input = _number(adapter.file, module.tensors["on_input"]) != 0
+    on_input = number(adapter.file, module.tensors["on_input"]) != 0
     axis = len(module.shape) - 1 if on_input else 0
     if len(values) != module.shape[axis]:
         raise UserError(
@@ -783,7 +783,7 @@ def _read(file: Source, name: str) -> np.ndarray:
     return values
 
 
-def _number(file: Source, name: str) -> float:
+def number(file: Source, name: str) -> float:
     """A single number; trainers write whole ones as integers."""
     values = _read(file, name) if file.tensors[name].dtype in FLOATS else file.raw(name)
     return float(values.reshape(-1)[0])

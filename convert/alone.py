@@ -1,5 +1,5 @@
-"""One part of a model in a file of its own: a U-Net, an autoencoder or a text encoder, in the original's names or in
-diffusers'.
+"""One part of a model in a file of its own: a U-Net, a ControlNet, an autoencoder or a text encoder, in the original's
+names or in diffusers'.
 
 It becomes a model of one part, whose task is "part". What shapes do not say comes from the family, as for whole models
 (`single.py`); an autoencoder's latent scale is in no file, so its family must be said.
@@ -11,22 +11,29 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlxldm.config import Defaults, ScheduleConfig
+from mlxldm.config import ControlNetConfig, Defaults, ScheduleConfig, UNetConfig, VaeConfig
 from mlxldm.errors import UserError
-from mlxldm.folder import Manifest
+from mlxldm.folder import Manifest, read_json
+from mlxldm.hub import choose_weights
 from mlxldm.tensors import Tensor, shown
 
 from . import names, original, single
-from .detect import Found, PartSource, Wish
-from .read import Source, Weights
+from .detect import Found, PartSource, Wish, license_of
+from .read import Source, Weights, open_weights
 
 SEEING = ("visual.", "vision_model.", "visual_projection.", "logit_scale", "logit_bias")  # whole CLIP models have them
+COMPONENTS: dict[str, tuple[str, type[UNetConfig] | type[VaeConfig]]] = {
+    "UNet2DConditionModel": ("denoiser", UNetConfig),
+    "ControlNetModel": ("controlnet", ControlNetConfig),
+    "AutoencoderKL": ("vae", VaeConfig),
+}
+SCALES = {0.18215: "sd1", 0.13025: "sdxl", 0.08333: "upscaler"}
 # The family and the place in it of a text encoder, by its width.
 TEXT_PLACES = {768: ("sd1", "text"), 1024: ("sd2", "text"), 1280: ("sdxl", "text_2")}
 
 
 def alone(path: Path, file: Source, part: str, begin: str, wish: Wish) -> Found:
-    """The model of one part: `part` is "denoiser", "vae" or "text", `begin` what stands before its tensors' names."""
+    """The model of one part: `part` is of `FAMILY_OF`, `begin` what stands before its tensors' names."""
     why: list[str] = []
     if part == "text":
         begin = begin.removesuffix("text_model.")
@@ -34,13 +41,13 @@ def alone(path: Path, file: Source, part: str, begin: str, wish: Wish) -> Found:
     if part == "text":
         origin = {ours: theirs for ours, theirs in origin.items() if not ours.startswith(SEEING)}
     weights = Weights({ours: (file, theirs) for ours, theirs in origin.items()})
-    family, place = {"denoiser": _unet_family, "vae": _vae_family, "text": _text_family}[part](
-        path, weights.tensors, wish, why
-    )
+    family, place = FAMILY_OF[part](path, weights.tensors, wish, why)
     table = single.table_of(family)
     if place not in table["parts"]:
         raise UserError(f"{shown(path)} holds a {part}, but {table['title']} has none: leave --family out.")
     how = table["parts"][place]
+    if part == "controlnet":  # its heads are those of the U-Net
+        place = part
     theirs, dialect = _as_original(weights.tensors, part)
     if part == "text":
         how = how | {"names": "clip" if dialect is names.DIFFUSERS else "openclip"}
@@ -70,6 +77,48 @@ def alone(path: Path, file: Source, part: str, begin: str, wish: Wish) -> Found:
         lambda number: single.tokenizers_of(table["parts"], "text" if number == 1 else "text_2"),
         why, single.left_out(file, set(origin.values())),
     )  # fmt: skip
+
+
+def component(root: Path, wish: Wish) -> Found:
+    """The model of one part in a diffusers folder of its own: `config.json` and weights, as repositories of single
+    autoencoders and U-Nets are.
+    """
+    values = read_json(root / "config.json")
+    cls = values.get("_class_name") if isinstance(values, dict) else None
+    if cls not in COMPONENTS:
+        raise UserError(
+            f"{shown(root)} has a config.json of {shown(cls or 'no class')} and no model_index.json: of single "
+            f"components this version reads {', '.join(COMPONENTS)}."
+        )
+    part, kind = COMPONENTS[cls]
+    config = kind.from_dict(values)
+    why = [f"config.json says {cls}, and there is no model_index.json: a part alone"]
+    file, note = choose_weights(".", sorted(entry.name for entry in root.iterdir()))
+    weights = open_weights(root, ".", file)
+    if note:
+        why.append(note)
+    if isinstance(config, VaeConfig):
+        family = wish.family or SCALES.get(round(config.scaling_factor, 5))
+        if family is None:
+            raise UserError(
+                f"{shown(root)} is an autoencoder whose latents are scaled by {config.scaling_factor}, as those of no "
+                f"family known here: say --family if it is made for one."
+            )
+        single.known(family)
+        why.append(f"its latents are scaled by {config.scaling_factor}: {single.table_of(family)['title']}")
+    else:
+        family = _unet_family(root, weights.tensors, wish, why)[0]
+    table = single.table_of(family)
+    manifest = Manifest(
+        name=root.resolve().name or "part",
+        family=table["family"],
+        task="part",
+        parts={part: config},
+        source={"name": root.resolve().name, "kind": "a part alone in a folder"},
+        license=license_of(root),
+    )
+    source = PartSource(weights, names.DIFFUSERS, file, {path.name: path for path in weights.paths})
+    return Found(root, manifest, {part: source}, lambda number: {}, why)
 
 
 def _unet_family(path: Path, shapes: Mapping[str, Tensor], wish: Wish, why: list[str]) -> tuple[str, str]:
@@ -135,6 +184,9 @@ def _text_family(path: Path, shapes: Mapping[str, Tensor], wish: Wish, why: list
     return TEXT_PLACES[width]
 
 
+FAMILY_OF = {"denoiser": _unet_family, "controlnet": _unet_family, "vae": _vae_family, "text": _text_family}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # diffusers' names, as the original's: only to read a config from them
 
@@ -143,6 +195,8 @@ def _as_original(shapes: Mapping[str, Tensor], part: str) -> tuple[Mapping[str, 
     """The shapes under the names that configs are read from, and the dialect if the names are not the original's."""
     if part == "denoiser" and "conv_in.weight" in shapes:
         return _unet(shapes), names.DIFFUSERS
+    if part == "controlnet" and "conv_in.weight" in shapes:
+        return _unet(_hints(shapes)), names.DIFFUSERS
     if part == "vae" and any(name.startswith("encoder.down_blocks.") for name in shapes):
         return _vae(shapes), names.DIFFUSERS
     if part == "text" and "transformer.resblocks.0.attn.in_proj_weight" not in shapes:
@@ -170,7 +224,7 @@ def _unet(shapes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         match = BLOCK.fullmatch(name)
         if match is None:
             head = next((ours for ours in original.UNET if f"{module}.".startswith(f"{ours}.")), "")
-            inner = module[len(head) + 1 :]
+            inner = module[len(head) :].lstrip(".")
             inner = original.RESNET.get(inner, inner) if ".resnets." in head else _joined(inner)
             found[".".join(filter(None, (original.UNET.get(head, head), inner, last)))] = tensor
             continue
@@ -185,10 +239,26 @@ def _unet(shapes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:  # a convolution or a residual block
             inner, _, last = rest.rpartition(".")
             inner = original.RESNET.get(inner, "op" if what == "downsamplers" else inner)
-            at = "0" if what == "downsamplers" else "2"
-            new = f"{side}_blocks.{number(way, block + 1, 0) - 1}.{at}.{inner}.{last}"
+            child = "0" if what == "downsamplers" else "2"
+            new = f"{side}_blocks.{number(way, block + 1, 0) - 1}.{child}.{inner}.{last}"
         found[new] = tensor
     return found
+
+
+def _hints(shapes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What reads a ControlNet's picture under the original's names; the rest as it is."""
+    inner = re.compile(r"controlnet_cond_embedding\.(conv_in|conv_out|blocks\.(\d{1,2}))\.(weight|bias)")
+    matches = {name: match for name in shapes if (match := inner.fullmatch(name))}
+    blocks = 1 + max((int(match[2]) for match in matches.values() if match[2]), default=-1)
+
+    def renamed(name: str) -> str:
+        match = matches.get(name)
+        if match is None:
+            return name
+        place = int(match[2]) + 1 if match[2] else 0 if match[1] == "conv_in" else blocks + 1
+        return f"input_hint_block.{2 * place}.{match[3]}"
+
+    return {renamed(name): tensor for name, tensor in shapes.items()}
 
 
 def _joined(module: str) -> str:

@@ -100,11 +100,14 @@ def detect(path: Path, wish: Wish = NO_WISH) -> Found:
 
         return single(path, wish)
     if member(path, "model_index.json") is None:
-        if (path / "config.json").exists():
-            raise UserError(
-                f"{shown(path)} is one component of a model, {_component(path)} (it has config.json but no "
-                f"model_index.json): give the folder above it."
-            )
+        if member(path, "config.json") is not None:
+            if (path.resolve().parent / "model_index.json").is_file():
+                raise UserError(
+                    f"{shown(path)} is one component of a model, {_component(path)}: give the folder above it."
+                )
+            from .alone import component
+
+            return component(path, wish)
         raise UserError(f"{shown(path)} has no model_index.json, so it is not a diffusers folder.")
     return _diffusers(path, wish)
 

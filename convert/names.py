@@ -109,6 +109,7 @@ def _original_ignored(name: str, config: Any) -> str | None:
 
 DIFFUSERS = Dialect(_diffusers, _diffusers_ignored)
 UNET = Dialect(lambda name, config: [original.unet_name(name, config)], _original_ignored)
+CONTROLNET = Dialect(lambda name, config: [original.controlnet_name(name, config)], _original_ignored)
 VAE = Dialect(lambda name, config: [original.vae_name(name, config)], _original_ignored)
 OPENCLIP = Dialect(lambda name, config: [original.openclip_name(name, config)], _original_ignored)
 BERT = Dialect(lambda name, config: [original.bert_name(name, config)], _original_ignored)

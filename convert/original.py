@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mlxldm.config import MIDDLE, BertConfig, ClipTextConfig, UNetConfig, VaeConfig, VqConfig
+from mlxldm.config import MIDDLE, BertConfig, ClipTextConfig, ControlNetConfig, UNetConfig, VaeConfig, VqConfig
 from mlxldm.errors import UserError
 from mlxldm.tensors import Tensor
 
@@ -214,6 +214,43 @@ def unet(shapes: Shapes, heads: int | None, head_size: int | None) -> dict[str, 
             "projection_class_embeddings_input_dim": width("label_emb.0.0.weight", 1),
         }
     return config
+
+
+def controlnet_name(name: str, config: ControlNetConfig) -> From:
+    """The original's tensor for one of our ControlNet's (without `control_model.`)."""
+    module, _, last = name.rpartition(".")
+    picture = "controlnet_cond_embedding."
+    if module.startswith(picture):
+        inner = module.removeprefix(picture)
+        blocks = 2 * (len(config.conditioning_embedding_out_channels) - 1)
+        place = {"conv_in": 0, "conv_out": blocks + 1}.get(inner)
+        place = int(inner.removeprefix("blocks.")) + 1 if place is None else place
+        return f"input_hint_block.{2 * place}.{last}", ""
+    if module.startswith("controlnet_down_blocks."):
+        return f"zero_convs.{module.rpartition('.')[2]}.0.{last}", ""
+    if module == "controlnet_mid_block":
+        return f"middle_block_out.0.{last}", ""
+    return unet_name(name, config)
+
+
+def controlnet(shapes: Shapes, heads: int | None, head_size: int | None) -> dict[str, Any]:
+    """The config, with diffusers' keys, of the ControlNet with these tensors; see `unet`."""
+    config = unet({**shapes, "out.2.weight": Tensor("F16", (4, 1, 1, 1))}, heads, head_size)
+    up = [kind.replace("Down", "Up") for kind in reversed(config["down_block_types"])]
+    levels = config.pop("reverse_transformer_layers_per_block", None)
+    if levels is None:
+        raise UserError("The ControlNet reads no text, which none known here does.")
+    config["transformer_layers_per_block"] = [level[0] for level in config["transformer_layers_per_block"]]
+    numbers = sorted(int(match[1]) for key in shapes
+                     if (match := re.fullmatch(r"input_hint_block\.(\d{1,2})\.weight", key)))  # fmt: skip
+    hints = [shapes[f"input_hint_block.{i}.weight"].shape for i in numbers]
+    if len(hints) < 2 or any(len(shape) != 4 for shape in hints):
+        raise UserError("The ControlNet has no usable input_hint_block: this is not one of the original code.")
+    return config | {
+        "up_block_types": up,
+        "conditioning_channels": hints[0][1],
+        "conditioning_embedding_out_channels": [hints[0][0], *(shape[0] for shape in hints[2:-1:2])],
+    }
 
 
 def _levels(shapes: Shapes) -> tuple[int, set[int], bool]:

@@ -24,6 +24,7 @@ from mlxldm.config import (
     BertConfig,
     ClassEmbedderConfig,
     ClipTextConfig,
+    ControlNetConfig,
     Defaults,
     LowScaleConfig,
     RescalerConfig,
@@ -60,6 +61,7 @@ LEFT_OUT = {
     "depth_model.": "estimates the depth of a picture, a network of its own (MiDaS)",
     "low_scale_model.": "the small picture's schedule is computed from its range",
     "scale_factor": "the scale of the latents, which was read",
+    "control_model.": "a ControlNet, which lies in the same file",
     "visual": "sees pictures: the other half of a whole CLIP model",
     "vision_model.": "sees pictures: the other half of a whole CLIP model",
     "logit_scale": "is for comparing texts with pictures",
@@ -125,11 +127,6 @@ READ = tuple(name for name, _, lacks in FAMILIES if lacks is None)
 
 # Files that are no part of a model: a tensor that tells what it is instead.
 OTHERS = (
-    (r"(lora_unet_|lora_te\d?_|lycoris_).+", "a LoRA", "adapters"),
-    (r".*\.(lora_A|lora_B|lora_down|lora_up|hada_w1_a|lokr_w1)(\..*)?", "a LoRA", "adapters"),
-    (r"(control_model\.)?(input_hint_block\.0\.weight|zero_convs\.0\.0\.weight)", "a ControlNet", "ControlNets"),
-    (r"controlnet_cond_embedding\.conv_in\.weight", "a ControlNet", "ControlNets"),
-    (r"(string_to_param\..+|emb_params)", "a textual inversion", "textual inversions"),
     (r"joint_blocks\.0\..+|(model\.diffusion_model\.)?joint_blocks\..+", "Stable Diffusion 3", "transformer models"),
     (r"(model\.diffusion_model\.)?double_blocks\..+", "FLUX", "transformer models"),
     (r"(.*\.)?encoder\.block\.0\.layer\.0\.SelfAttention\.q\.weight", "a T5 text encoder", "transformer models"),
@@ -144,6 +141,8 @@ REFUSED = (
 )
 # A part in the original's names and in diffusers': one tensor that every such part has, whatever stands before.
 PARTS = (
+    ("controlnet", "input_hint_block.0.weight"),
+    ("controlnet", "controlnet_cond_embedding.conv_in.weight"),
     ("denoiser", "time_embed.0.weight"),
     ("denoiser", "time_embedding.linear_1.weight"),
     ("vae", "encoder.down.0.block.0.conv1.weight"),
@@ -250,6 +249,14 @@ def _whole(path: Path, file: Source) -> Facts | None:
                  for name in file.tensors)  # fmt: skip
     if found is not None and others:
         return found
+    from . import beside
+
+    changes = beside.kind_of(file)
+    if changes is not None:
+        raise UserError(
+            f"{shown(path)} is a {changes}, which changes a model and is none itself: mlxldm-convert says which it is "
+            f"for."
+        )
     for pattern, what, these in OTHERS:
         if any(re.fullmatch(pattern, name) for name in file.tensors):
             raise UserError(f"{shown(path)} is {what}; {these} come with a later version.")
@@ -273,10 +280,12 @@ def _whole(path: Path, file: Source) -> Facts | None:
 
 def _parts_in(file: Source) -> list[tuple[str, str]]:
     """The parts that lie in a file under any names, each with what stands before its names."""
-    found = []
+    found: list[tuple[str, str]] = []
     for part, mark in PARTS:
         for name in file.tensors:
             begin = name.removesuffix(mark)
+            if ("controlnet", begin) in found:
+                continue  # it has the names of a U-Net's way down, too
             if name.endswith(mark) and (begin == "" or begin.endswith(".")) and "vis" not in begin:  # towers that see
                 found.append((part, begin))
     return found
@@ -406,13 +415,16 @@ def part_of(
     path: Path, part: str, how: dict[str, Any], shapes: Mapping[str, Tensor], wish: Wish, why: list[str]
 ) -> tuple[Any, names.Dialect]:
     """A part's config, read from its shapes and its family's table, and whose names it has."""
-    if part == "denoiser":
+    if part in ("denoiser", "controlnet"):
         heads = wish.heads or how.get("heads")
         if wish.heads:
             why.append(f"{wish.heads} attention heads, as --heads says")
         else:
             size = f"{heads} attention heads" if heads else f"attention heads of size {how['head_size']}"
             why.append(f"{size}, as the family has them: shapes do not say")
+        if part == "controlnet":
+            config = original.controlnet(shapes, heads, how.get("head_size")) | how.get("config", {})
+            return ControlNetConfig.from_dict(config), names.CONTROLNET
         config = original.unet(shapes, heads, how.get("head_size")) | how.get("config", {})
         return UNetConfig.from_dict(config), names.UNET
     if part == "vae":

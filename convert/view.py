@@ -18,6 +18,7 @@ from mlxldm.errors import UserError
 from mlxldm.folder import Folder, Manifest, Packed, open_folder
 from mlxldm.tensors import Tensor, from_bfloat16, shown
 
+from .beside import about, beside
 from .detect import NO_WISH, Found, Wish, detect
 from .names import Plan, Step, apply, as_plain, plan
 
@@ -39,7 +40,8 @@ def view(path: str | os.PathLike[str], wish: Wish = NO_WISH) -> Folder:
 def look(path: Path) -> dict[str, Any]:
     """What `path` is, from its headers alone: kind, family, prediction, dtypes, bytes and state, for a list of models.
 
-    `state` is "ready", or "no" with `why` in a sentence for what cannot be run.
+    `state` is "ready" for a model, "part", "LoRA" or "textual inversion" for what goes into one, or "no" with `why` in
+    a sentence for what cannot be used.
     """
     nothing = {"kind": None, "family": None, "prediction": None, "dtypes": None, "bytes": None}
     try:
@@ -51,10 +53,27 @@ def look(path: Path) -> dict[str, Any]:
             "prediction": folder.manifest.schedule.prediction,
             "dtypes": " ".join(sorted(kinds)),
             "bytes": sum(folder.nbytes(part) for part in folder.manifest.parts),
-            "state": "ready",
+            "state": "part" if folder.manifest.task == "part" else "ready",
         }
     except UserError as error:
-        return {**nothing, "state": "no", "why": str(error)}
+        try:
+            found = beside(path) if path.is_file() else None
+        except UserError as another:
+            return {**nothing, "state": "no", "why": str(another)}
+        if found is None:
+            return {**nothing, "state": "no", "why": str(error)}
+    try:
+        said = about(found)
+        return {
+            "kind": said.get("kind", "textual inversion"),
+            "family": found.base,
+            "prediction": None,
+            "dtypes": " ".join(sorted({tensor.dtype for tensor in found.file.tensors.values()})),
+            "bytes": said["bytes"],
+            "state": said["what"],
+        }
+    finally:
+        found.file.close()
 
 
 class View:

@@ -97,15 +97,12 @@ def write(
             f"{folder.manifest.name} is quantized already, and twice would only add its errors: convert the original."
         )
     dst = Path(os.path.abspath(os.path.expanduser(dst)))
-    if os.path.lexists(dst):
-        raise UserError(f"{shown(dst)} exists already: choose another name, or remove it first.")
-    if not dst.parent.is_dir():
-        raise UserError(f"There is no folder {shown(dst.parent)} to write into: create it first.")
+    nothing_there(dst)
 
     recipe = Recipe(dtype if bits is None else dtype or "float16", bits, group)
     plans = {part: recipe.stored(folder, part) for part in folder.manifest.parts}
     total = sum(tensor.nbytes for plan in plans.values() for tensors in plan.values() for tensor in tensors.values())
-    with _hidden(dst) as hidden, ThreadPoolExecutor(1) as beside_it:
+    with hiding(dst) as hidden, ThreadPoolExecutor(1) as beside_it:
         free = shutil.disk_usage(dst.parent).free
         if free < total * 1.02 + (1 << 20):
             raise UserError(
@@ -128,10 +125,10 @@ def write(
         manifest = _manifest(folder, dst.name, recipe, source)
         text = json.dumps(manifest.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         _file(hidden / "model.json", text.encode("utf-8"))
-        _sync_folder(hidden)
+        sync_folder(hidden)
         open_folder(hidden)  # as strict as any later reader
         os.rename(hidden, dst)
-        _sync_folder(dst.parent)
+        sync_folder(dst.parent)
     return Written(dst, parts, source)
 
 
@@ -317,7 +314,7 @@ def _tokenizer(folder: Folder, number: int, hidden: Path) -> None:
     os.mkdir(home)
     for name, data in files.items():
         _file(home / name, data)
-    _sync_folder(home)
+    sync_folder(home)
 
 
 def _manifest(folder: Folder, name: str, recipe: Recipe, sums: dict[str, str]) -> Manifest:
@@ -334,8 +331,16 @@ def _manifest(folder: Folder, name: str, recipe: Recipe, sums: dict[str, str]) -
 # ---------------------------------------------------------------------------------------------------------------------
 # The disk
 
+def nothing_there(dst: Path) -> None:
+    """A UserError if `dst` exists, or the folder that it would be in does not."""
+    if os.path.lexists(dst):
+        raise UserError(f"{shown(dst)} exists already: choose another name, or remove it first.")
+    if not dst.parent.is_dir():
+        raise UserError(f"There is no folder {shown(dst.parent)} to write into: create it first.")
+
+
 @contextlib.contextmanager
-def _hidden(dst: Path) -> Iterator[Path]:
+def hiding(dst: Path) -> Iterator[Path]:
     """A new hidden folder beside `dst`, gone afterwards unless it was renamed; what is in the way is a UserError."""
     _sweep(dst)
     hidden = dst.parent / f".{dst.name}.part-{os.getpid()}-{secrets.token_hex(4)}"
@@ -390,7 +395,7 @@ class _Output:
     """
 
     def __init__(self, path: Path) -> None:
-        self._number = _create(path)
+        self._number = create(path)
         self._digest = hashlib.sha256()
         self._queue: queue.Queue[bytes | memoryview | None] = queue.Queue(1)
         self._error: BaseException | None = None
@@ -436,13 +441,14 @@ class _Output:
                 self._error = found
 
 
-def _create(path: Path) -> int:
+def create(path: Path) -> int:
+    """A new file to write, which must not exist; its number."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     return os.open(path, flags, 0o644)
 
 
 def _file(path: Path, data: bytes) -> None:
-    with os.fdopen(_create(path), "wb", buffering=0) as file:
+    with os.fdopen(create(path), "wb", buffering=0) as file:
         _all(file.fileno(), data)
         _sync(file.fileno())
 
@@ -463,7 +469,7 @@ def _sync(number: int) -> None:
         os.fsync(number)
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
     """Make new names in a folder last; systems that cannot open folders do it themselves."""
     if os.name != "posix":
         return

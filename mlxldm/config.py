@@ -716,6 +716,48 @@ class UNetConfig(_Strict):
 
 
 @dataclass(frozen=True)
+class ControlNetConfig(UNetConfig):
+    """A ControlNet (Zhang et al. 2023) with the keys of diffusers' ControlNetModel: the way down and the middle of a
+    U-Net, what reads the controlling picture, and a 1x1 convolution for everything that is added to the U-Net.
+
+    The way up in the fields is that of the U-Net it belongs to.
+    """
+
+    WHAT: ClassVar[str] = "ControlNet"
+    KIND: ClassVar[str] = "controlnet"
+
+    conditioning_channels: int = 3  # of the controlling picture
+    conditioning_embedding_out_channels: tuple[int, ...] = (16, 32, 96, 256)  # each but the last halves the picture
+    controlnet_conditioning_channel_order: str = "rgb"  # or "bgr"
+    global_pool_conditions: bool = False  # what is added is averaged over the picture (shuffle)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """From diffusers' `config.json` of a ControlNetModel or from our own `to_dict()`."""
+        if isinstance(values, Mapping) and isinstance(values.get("down_block_types"), list | tuple):
+            down = list(values["down_block_types"])
+            up = [str(kind).replace("Down", "Up") for kind in reversed(down)]
+            values = {"up_block_types": up, **values}
+        return super().from_dict(values)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive(self, self.WHAT, "conditioning_channels", "conditioning_embedding_out_channels")
+        _one_of(self, self.WHAT, "controlnet_conditioning_channel_order", "rgb", "bgr")
+        if not 1 <= len(self.conditioning_embedding_out_channels) <= 16:
+            raise UserError("The ControlNet config has no usable conditioning_embedding_out_channels.")
+
+    def to_diffusers(self) -> dict[str, Any]:
+        """Keyword arguments for diffusers' ControlNetModel."""
+        others = {"out_channels", "sample_size", "up_block_types", "mid_block_only_cross_attention"}
+        others |= {"time_cond_proj_dim"}
+        values = super().to_diffusers()
+        layers = values["layers_per_block"]
+        values["layers_per_block"] = layers[0] if len(set(layers)) == 1 else layers
+        return {key: value for key, value in values.items() if key not in others}
+
+
+@dataclass(frozen=True)
 class _Autoencoder(_Strict):
     """What both kinds of autoencoder have, with the keys they share in diffusers."""
 
@@ -831,7 +873,16 @@ class VqConfig(_Autoencoder):
         return self.to_dict()
 
 
-PartConfig = ClipTextConfig | BertConfig | ClassEmbedderConfig | RescalerConfig | UNetConfig | VaeConfig | VqConfig
+PartConfig = (
+    ClipTextConfig
+    | BertConfig
+    | ClassEmbedderConfig
+    | RescalerConfig
+    | UNetConfig
+    | ControlNetConfig
+    | VaeConfig
+    | VqConfig
+)
 # What `model.json` says a part is.
 KINDS: dict[str, type[PartConfig]] = {config.KIND: config for config in typing.get_args(PartConfig)}
 

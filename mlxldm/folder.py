@@ -50,6 +50,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "classes": ("classes",),
     "rescaler": ("rescaler",),
     "denoiser": ("unet",),
+    "controlnet": ("controlnet",),
     "vae": ("kl", "vq"),
 }
 FAMILIES = (

@@ -45,6 +45,8 @@ SHARD = re.compile(
 )
 PRECISIONS = ("fp16", "bf16", "fp32")  # the same weights in other numbers; any other variant has weights of its own
 # What transformers and diffusers call the weights that a config.json beside them describes.
+# The weights of a repository that is one U-Net or autoencoder and nothing else, beside its config.json.
+BARE = re.compile(r"diffusion_pytorch_model(\.[\w-]+)?\.(safetensors|bin)(\.index(\.[\w-]+)?\.json)?")
 COMPONENT = re.compile(r"(model|pytorch_model|diffusion_pytorch_model)(\.[\w-]+)?\.safetensors")
 
 
@@ -200,10 +202,12 @@ def needed(names: Iterable[str], file: str | None = None) -> list[str]:
         return [*chosen, "model.json", *(f"{part}.safetensors" for part in PARTS if f"{part}.safetensors" in root),
                 *tokenizers]  # fmt: skip
     if "model_index.json" not in root:
+        if "config.json" in root and any(BARE.fullmatch(name) for name in root):
+            return [*chosen, *_component("", root)]
         if "config.json" in root:
             raise UserError(
-                "it has config.json but no model_index.json, so it is one component of a model, or a model of another "
-                "kind: use the repository of a whole text-to-image model."
+                "it has config.json but no model_index.json and no diffusion_pytorch_model, so it is a model of "
+                "another kind: use the repository of a whole text-to-image model, of a U-Net or of an autoencoder."
             )
         raise UserError(
             f"it has neither a model_index.json (a diffusers folder) nor a checkpoint at its top ({', '.join(SINGLE)}):"
@@ -219,16 +223,22 @@ def needed(names: Iterable[str], file: str | None = None) -> list[str]:
         files = by_folder.get(folder)
         if not files:
             continue
-        if "config.json" in files:
-            chosen.append(f"{folder}/config.json")
-        weights, _ = choose_weights(folder, files)
-        chosen.append(f"{folder}/{weights}")
-        if index := re.fullmatch(r"(.+)\.(safetensors|bin)\.index(?:\.([\w-]+))?\.json", weights):
-            for name in files:
-                shard = SHARD.fullmatch(name)
-                if shard and (shard["base"], shard["ending"], shard["early"] or shard["late"]) == index.groups():
-                    chosen.append(f"{folder}/{name}")
+        chosen += _component(f"{folder}/", files)
     return chosen
+
+
+def _component(folder: str, files: list[str]) -> list[str]:
+    """The files of one component that are needed: `folder` is "" or ends with a slash."""
+    weights, _ = choose_weights(folder.rstrip("/") or "the repository", files)
+    chosen = [weights]
+    if "config.json" in files:
+        chosen.insert(0, "config.json")
+    if index := re.fullmatch(r"(.+)\.(safetensors|bin)\.index(?:\.([\w-]+))?\.json", weights):
+        for name in files:
+            shard = SHARD.fullmatch(name)
+            if shard and (shard["base"], shard["ending"], shard["early"] or shard["late"]) == index.groups():
+                chosen.append(name)
+    return [folder + name for name in chosen]
 
 
 def _check_single(file: str, names: list[str]) -> None:

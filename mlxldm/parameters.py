@@ -14,6 +14,7 @@ from mlxldm.config import (
     BertConfig,
     ClassEmbedderConfig,
     ClipTextConfig,
+    ControlNetConfig,
     PartConfig,
     RescalerConfig,
     UNetConfig,
@@ -36,6 +37,8 @@ def parameters(config: PartConfig) -> Shapes:
             return {"embedding.weight": (config.num_classes, config.hidden_size)}
         case RescalerConfig():
             return dict(_linear("channel_mapper", config.in_channels, config.out_channels, config.bias))
+        case ControlNetConfig():  # before the U-Net, which it is too
+            return dict(_controlnet(config))
         case UNetConfig():
             return dict(_unet(config))
         case VaeConfig() | VqConfig():
@@ -156,6 +159,24 @@ def _unet(c: UNetConfig) -> Pairs:
         yield from _between(f"{block}.upsamplers.0", c.larger(i), out, time, c)
     yield from _norm("conv_norm_out", first)
     yield from _conv("conv_out", first, c.out_channels)
+
+
+def _controlnet(c: ControlNetConfig) -> Pairs:
+    for name, shape in _unet(c):
+        if not name.startswith(("up_blocks.", "conv_norm_out.", "conv_out.")):
+            yield name, shape
+    picture, widths = "controlnet_cond_embedding", c.conditioning_embedding_out_channels
+    yield from _conv(f"{picture}.conv_in", c.conditioning_channels, widths[0])
+    for i, (wide, out) in enumerate(zip(widths, widths[1:], strict=False)):
+        yield from _conv(f"{picture}.blocks.{2 * i}", wide, wide)
+        yield from _conv(f"{picture}.blocks.{2 * i + 1}", wide, out)
+    yield from _conv(f"{picture}.conv_out", widths[-1], c.block_out_channels[0])
+    added = [c.block_out_channels[0]]
+    for level, wide in enumerate(c.block_out_channels):
+        added += [wide] * (c.layers_per_block[level] + (level != c.levels - 1))
+    for i, wide in enumerate(added):
+        yield from _linear(f"controlnet_down_blocks.{i}", wide, wide)
+    yield from _linear("controlnet_mid_block", c.block_out_channels[-1], c.block_out_channels[-1])
 
 
 def _embedding(name: str, wide: int, out: int) -> Pairs:

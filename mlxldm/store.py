@@ -21,7 +21,7 @@ from typing import Any
 
 from mlxldm.errors import UserError, nearest
 from mlxldm.folder import Folder, Manifest, open_folder, read_json
-from mlxldm.hub import cached, parted
+from mlxldm.hub import BARE, SHARD, cached, parted
 from mlxldm.tensors import shown
 
 EMBEDDED = "scenes"
@@ -220,6 +220,9 @@ def _checkpoints(folder: Path) -> Iterator[Path]:
             inner.clear()
             yield here
             continue
+        if "config.json" in files and any(BARE.fullmatch(name) for name in files):
+            yield here  # an autoencoder's or a U-Net's own repository
+            files = [name for name in files if not BARE.fullmatch(name) and not SHARD.fullmatch(name)]
         inner[:] = sorted(name for name in inner if not name.startswith(".")) if len(here.parts) - base < DEPTH else []
         for name in sorted(files):
             if name.lower().endswith(CHECKPOINTS) and not name.startswith("."):

@@ -396,11 +396,19 @@ def test_both_schedulers_of_an_upscaler_are_needed():
     assert set(hub.needed([*names, "watermarker/config.json"])) == set(names)
 
 
+def test_a_repository_of_one_part_needs_its_config_and_its_weights():
+    names = ["config.json", f"{W}.bin", f"{W}.safetensors", "README.md", "picture.png"]
+    assert set(hub.needed(names)) == {"config.json", f"{W}.safetensors", "README.md"}
+    shards = [f"{W}-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    assert set(hub.needed(["config.json", *shards, f"{W}.safetensors.index.json"])) == {
+        "config.json", *shards, f"{W}.safetensors.index.json"}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "names, file, said",
     [
         (["README.md", "a.pt"], None, "neither a model_index.json .* nor a checkpoint at its top"),
-        (["config.json", "model.bin"], None, "no model_index.json, so it is one component"),
+        (["config.json", "model.bin"], None, "no model_index.json and no diffusion_pytorch_model"),
         (["model_index.json", f"unet/{W}.pt"], None, "unet has no weights"),
         (["model_index.json", "unet/diffusion_flax_model.msgpack"], None, "another framework"),
         (["model_index.json", "unet/config.json"], None, "no weights"),

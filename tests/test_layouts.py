@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 
-from mlxldm.config import ClipTextConfig, UNetConfig, VaeConfig
+from mlxldm.config import ClipTextConfig, ControlNetConfig, UNetConfig, VaeConfig
 from mlxldm.errors import UserError
 from mlxldm.folder import Manifest, open_folder
 from mlxldm.generate import resolve
@@ -370,6 +371,69 @@ def test_a_part_alone_holds_the_numbers_of_its_file_and_is_written(pipes, tmp_pa
         single_files.same(source, open_folder(write(source, tmp_path / part).path))
 
 
+CONTROLS = {
+    "sd1": {"cross_attention_dim": 12, "attention_head_dim": 8, "block_out_channels": [32, 64, 64, 64]},
+    "sd2": {"cross_attention_dim": 12, "attention_head_dim": [1, 1, 1, 1], "block_out_channels": [32, 64, 64, 64],
+            "use_linear_projection": True},
+    "sdxl": {"cross_attention_dim": 12, "attention_head_dim": [1, 1, 2], "block_out_channels": [32, 64, 128],
+             "use_linear_projection": True, "transformer_layers_per_block": [1, 2, 3],
+             "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+             "addition_embed_type": "text_time", "addition_time_embed_dim": 4,
+             "projection_class_embeddings_input_dim": 30},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", CONTROLS)
+def test_a_controlnet_opens_from_either_names_and_from_its_folder(family, tmp_path):
+    from diffusers import ControlNetModel
+    from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
+
+    model = ControlNetModel(**CONTROLS[family], conditioning_embedding_out_channels=[4, 8, 12])
+    for value in model.parameters():  # what is added begins as zeros
+        torch.nn.init.normal_(value, std=0.1)
+    wanted = weights.of_torch(model)
+    model.save_pretrained(tmp_path / "folder")
+    state = model.state_dict()
+    config = view(tmp_path / "folder", Wish(family=family)).manifest.parts["controlnet"]
+    back = {original.controlnet_name(name, config)[0]: name for name in state}
+    for prefix in ("", "control_model."):
+        renamed = {prefix + theirs: state[ours] for theirs, ours in back.items()}
+        single_files.write(renamed, tmp_path / f"original{prefix}safetensors")
+    if family != "sdxl":  # diffusers' own reading of the original's names
+        plain = {f"control_model.{theirs}": state[ours] for theirs, ours in back.items()}
+        theirs = convert_controlnet_checkpoint(plain, dict(model.config))
+        hints = {name for name in state if "cond_embedding" in name}  # always taken to be as many as in published ones
+        assert all(torch.equal(theirs[name].reshape(value.shape), value) for name, value in state.items()
+                   if name not in hints)  # fmt: skip
+    single_files.write(state, tmp_path / "diffusers.safetensors")
+    for name in ("folder", "originalsafetensors", "originalcontrol_model.safetensors", "diffusers.safetensors"):
+        source = view(tmp_path / name, Wish(family=family))
+        assert (source.manifest.family, source.manifest.task) == (family, "part")
+        assert list(source.manifest.parts) == ["controlnet"]
+        assert source.names("controlnet").keys() == wanted.keys()
+        for tensor, array in wanted.items():
+            assert np.array_equal(source.read("controlnet", tensor), array), tensor
+        found = source.manifest.parts["controlnet"]
+        fields = ("down_block_types", "transformer_layers_per_block", "conditioning_embedding_out_channels")
+        assert all(getattr(found, field) == getattr(config, field) for field in fields)
+    with torch.device("meta"):
+        built = ControlNetModel(**config.to_diffusers())
+    assert {name: value.shape for name, value in built.state_dict().items()} == {k: v.shape for k, v in state.items()}
+    single_files.same(source, open_folder(write(source, tmp_path / "written").path))
+    with pytest.raises(UserError, match=r"a part of one \(ControlNet\)"):
+        resolve(Job(prompt="x"), source.manifest)
+
+
+def test_a_published_controlnet_is_recognised_by_its_shapes_alone(tmp_path):
+    for kind in ("sd1", "sd2", "sdxl"):
+        config = ControlNetConfig.from_dict({key: value for key, value in REAL[kind][1].items() if "up_" not in key})
+        for i, name_of in enumerate((original.controlnet_name, PLAIN)):
+            found = view(empty(shapes_of(config, name_of, ""), tmp_path / f"{kind}-{i}.safetensors"))
+            assert found.manifest.family == kind
+            assert parameters(found.manifest.parts["controlnet"]) == parameters(config)
+            assert found.manifest.parts["controlnet"].heads == config.heads
+
+
 def test_several_parts_that_are_no_model_are_named(tmp_path):
     found = shapes_of(UNetConfig.from_dict(SD1), PLAIN, "unet.") | shapes_of(VaeConfig.from_dict(VAE), PLAIN, "vae.")
     said = alone(empty(found, tmp_path / "two.safetensors"))
@@ -380,6 +444,25 @@ def test_several_parts_that_are_no_model_are_named(tmp_path):
 def test_a_component_of_a_folder_is_named(folders):
     inner = folders["sd1-inpaint"] / "unet"
     assert "UNet2DConditionModel with 9 input channels" in alone(inner)
+
+
+def test_a_component_in_a_folder_of_its_own_opens_by_its_config(folders, tmp_path):
+    for name, part, kind, family in (("vae", "vae", "sd2-depth", "sd1"), ("unet", "denoiser", "sdxl-inpaint", "sdxl")):
+        path = shutil.copytree(folders[kind] / name, tmp_path / kind / name)
+        folder = view(path, Wish(family="sdxl-inpaint" if part == "denoiser" else None))
+        whole = view(folders[kind])
+        assert (folder.manifest.family, folder.manifest.task) == (family, "part")
+        assert folder.manifest.parts[part] == whole.manifest.parts[part]
+        assert folder.names(part) == whole.names(part)
+    config = tmp_path / "sd2-depth" / "vae" / "config.json"
+    values = json.loads(config.read_text())
+    for scale, family in ((0.13025, "sdxl"), (0.08333, "upscaler")):
+        config.write_text(json.dumps({**values, "scaling_factor": scale}))
+        assert view(config.parent).manifest.family == family
+    config.write_text(json.dumps({**values, "scaling_factor": 0.5}))
+    assert "scaled by 0.5, as those of no family known here" in alone(config.parent)
+    text = shutil.copytree(folders["sdxl-inpaint"] / "text_encoder", tmp_path / "text")
+    assert "of single components this version reads" in alone(text)
 
 
 def gguf(state: dict[str, torch.Tensor], path):
@@ -426,8 +509,6 @@ def test_an_unknown_unet_is_told_its_fingerprint_and_the_nearest_family(tmp_path
 
 
 def test_a_folder_whose_channels_say_nothing_known_is_refused(folders, tmp_path):
-    import shutil
-
     def refused(kind: str, said: str, **changes) -> None:
         path = shutil.copytree(folders[kind], tmp_path / f"{kind}-{said[:3]}")
         config = json.loads((path / "unet" / "config.json").read_text()) | changes

@@ -1,0 +1,157 @@
+"""Files that are no model but change one: LoRAs of every kind, and textual inversions. What they are, and a safe copy.
+
+The copy is a safetensors file in the naming that most programs read (kohya's and LyCORIS' with diffusers' modules), its
+numbers bit for bit those of the source; so a pickled or oddly named adapter becomes one that opens anywhere.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlxldm.errors import UserError
+from mlxldm.tensors import Tensor, header, shown
+
+from . import adapters
+from .adapters import MODELS, Adapter, Inversion, Module
+from .read import Source, open_file
+from .write import create, hiding, nothing_there, sync_folder
+
+LORA = re.compile(
+    r"(lora_unet_|lora_te\d?_|lycoris_).+"
+    r"|.*[._](lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up|lora_linear_layer|hada_w1_a|lokr_w1(_a)?|on_input)"
+    r"(\..*)?"
+)
+INVERSION = re.compile(r"string_to_param\..+|emb_params|clip_[lg]|bundle_emb\..+")
+# What kohya and LyCORIS call each role; a magnitude of PEFT's is a dora_scale of one column.
+ENDINGS = {"down": "lora_down.weight", "up": "lora_up.weight", "mid": "lora_mid.weight", "magnitude": "dora_scale"}
+
+
+def kind_of(file: Source) -> str | None:
+    """ "LoRA" or "textual inversion" by the names in a file; None for what is neither."""
+    if any(LORA.fullmatch(name[: adapters.MAX_NAME]) for name in file.tensors):
+        return "LoRA"
+    if any(INVERSION.fullmatch(name[: adapters.MAX_NAME]) for name in file.tensors):
+        return "textual inversion"
+    # diffusers' textual inversions are one tensor that is called as its word
+    widths = {config.hidden_size for model in MODELS.values() for part, config in model.items() if "text" in part}
+    only = [(name, tensor) for name, tensor in file.tensors.items() if len(tensor.shape) in (1, 2)]
+    if len(file.tensors) == len(only) == 1 and only[0][1].shape[-1] in widths and "." not in only[0][0]:
+        return "textual inversion"
+    return None
+
+
+def beside(path: Path) -> Adapter | Inversion | None:
+    """The LoRA or textual inversion in a file, None if the file is something else.
+
+    Raises UserError for one that is damaged, or for no model known here.
+    """
+    file = open_file(path)
+    try:
+        kind = kind_of(file)
+        if kind is not None:
+            return adapters.adapter(file) if kind == "LoRA" else adapters.inversion(file)
+    except BaseException:
+        file.close()
+        raise
+    file.close()
+    return None
+
+
+def about(found: Adapter | Inversion) -> dict[str, Any]:
+    """What there is to say of it, as JSON values."""
+    path = found.file.path
+    said: dict[str, Any] = {"source": str(path), "bytes": path.stat().st_size}
+    if isinstance(found, Adapter):
+        return {**said, "what": "LoRA", **found.report()}
+    vectors = {part: list(shape) for part, shape in found.shapes.items()}
+    return {**said, "what": "textual inversion", "name": path.name, "token": found.token, "base": found.base,
+            "vectors": vectors}  # fmt: skip
+
+
+def copy(found: Adapter | Inversion, dst: str | os.PathLike[str]) -> Path:
+    """Write it as a safetensors file `dst`, which must not exist yet: whole, or not at all.
+
+    Raises UserError for a name that does not end in .safetensors, and for an adapter whose strength kohya's naming
+    cannot say.
+    """
+    target = Path(os.path.abspath(os.path.expanduser(dst)))
+    if target.suffix != ".safetensors":
+        raise UserError(f"{shown(target)} would be a safetensors file: give it a name that ends in .safetensors.")
+    nothing_there(target)
+    if isinstance(found, Adapter):
+        tensors = _kohya(found)
+    else:
+        keys = {"text": "clip_l", "text_2": "clip_g"} if len(found.tensors) > 1 or "text_2" in found.tensors else {}
+        tensors = {keys.get(part, "emb_params"): _raw(found.file, name, found.shapes[part])
+                   for part, name in found.tensors.items()}  # fmt: skip
+    shapes = {name: tensor for name, (tensor, _) in tensors.items()}
+    metadata = {"format": "pt"} | ({"name": found.token} if isinstance(found, Inversion) else {})
+    head = header(shapes, metadata)
+    total = len(head) + sum(tensor.nbytes for tensor in shapes.values())
+    with hiding(target) as folder:
+        free = shutil.disk_usage(target.parent).free
+        if free < total + (1 << 20):
+            raise UserError(f"The copy needs {total:,} bytes, but only {free:,} are free at {shown(target.parent)}.")
+        with os.fdopen(create(folder / target.name), "wb") as file:
+            file.write(head)
+            for _, array in tensors.values():
+                file.write(np.ascontiguousarray(array).data)
+            file.flush()
+            os.fsync(file.fileno())
+        again = open_file(folder / target.name)
+        try:  # as strict as any later reader
+            adapters.adapter(again, found.model) if isinstance(found, Adapter) else adapters.inversion(again)
+        finally:
+            again.close()
+        os.rename(folder / target.name, target)
+        os.rmdir(folder)
+        sync_folder(target.parent)
+    return target
+
+
+def _kohya(found: Adapter) -> dict[str, tuple[Tensor, np.ndarray]]:
+    """Every tensor of an adapter by kohya's name of its module and LyCORIS' name of its role."""
+    two = "text_2" in found.model
+    prefix = {"denoiser": "lora_unet", "text": "lora_te1" if two else "lora_te", "text_2": "lora_te2"}
+    made: dict[str, tuple[Tensor, np.ndarray]] = {}
+    for key, module in found.modules.items():
+        name = f"{prefix[key[0]]}_{key[1].replace('.', '_')}"
+        for role, theirs in module.tensors.items():
+            shape = found.file.tensors[theirs].shape
+            if role == "magnitude":
+                shape = (shape[0], *(1 for _ in module.shape[1:]))
+            made[f"{name}.{ENDINGS.get(role, role)}"] = _raw(found.file, theirs, shape)
+        _strength(found, key, module, name, made)
+    for bundled in found.inversions:
+        for theirs in bundled.tensors.values():
+            made[theirs] = _raw(found.file, theirs, found.file.tensors[theirs].shape)
+    return made
+
+
+def _strength(found: Adapter, key: adapters.Key, module: Module, name: str, made: dict[str, Any]) -> None:
+    """An alpha in the file where PEFT's settings say one outside of it."""
+    scale = found.scale(key)
+    if "alpha" in module.tensors:
+        plain = 1.0 if module.rank is None else adapters.number(found.file, module.tensors["alpha"]) / module.rank
+    else:
+        plain = 1.0
+    if np.isclose(scale, plain, rtol=1e-6):
+        return
+    if module.rank is None:
+        raise UserError(
+            f"{shown(found.file.path)} scales {shown(key[1])} by {scale:.4g}, which this naming cannot say: use the "
+            f"file as it is."
+        )
+    alpha = np.array(scale * module.rank, np.float32)
+    made[f"{name}.alpha"] = (Tensor("F32", ()), alpha)
+
+
+def _raw(file: Source, name: str, shape: tuple[int, ...]) -> tuple[Tensor, np.ndarray]:
+    """A tensor as it is stored, in another shape of as many numbers."""
+    return Tensor(file.tensors[name].dtype, tuple(shape)), file.raw(name).reshape(shape)

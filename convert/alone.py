@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlxldm.config import ControlNetConfig, Defaults, ScheduleConfig, UNetConfig, VaeConfig
+from mlxldm.config import ControlNetConfig, Defaults, ScheduleConfig, UNetConfig, VaeConfig, VqConfig
 from mlxldm.errors import UserError
 from mlxldm.folder import Manifest, read_json
 from mlxldm.hub import choose_weights
@@ -22,10 +22,12 @@ from .detect import Found, PartSource, Wish, license_of
 from .read import Source, Weights, open_weights
 
 SEEING = ("visual.", "vision_model.", "visual_projection.", "logit_scale", "logit_bias")  # whole CLIP models have them
-COMPONENTS: dict[str, tuple[str, type[UNetConfig] | type[VaeConfig]]] = {
+COMPONENTS: dict[str, tuple[str, type[UNetConfig] | type[VaeConfig] | type[VqConfig]]] = {
     "UNet2DConditionModel": ("denoiser", UNetConfig),
+    "UNet2DModel": ("denoiser", UNetConfig),
     "ControlNetModel": ("controlnet", ControlNetConfig),
     "AutoencoderKL": ("vae", VaeConfig),
+    "VQModel": ("vae", VqConfig),
 }
 SCALES = {0.18215: "sd1", 0.13025: "sdxl", 0.08333: "upscaler"}
 # The family and the place in it of a text encoder, by its width.
@@ -46,6 +48,10 @@ def alone(path: Path, file: Source, part: str, begin: str, wish: Wish) -> Found:
     if place not in table["parts"]:
         raise UserError(f"{shown(path)} holds a {part}, but {table['title']} has none: leave --family out.")
     how = table["parts"][place]
+    if part == "text" and how["names"] == "bert":
+        raise UserError(
+            f"{shown(path)} is a CLIP text encoder, but that of {table['title']} is none: leave --family out."
+        )
     if part == "controlnet":  # its heads are those of the U-Net
         place = part
     theirs, dialect = _as_original(weights.tensors, part)
@@ -85,7 +91,7 @@ def component(root: Path, wish: Wish) -> Found:
     """
     values = read_json(root / "config.json")
     cls = values.get("_class_name") if isinstance(values, dict) else None
-    if cls not in COMPONENTS:
+    if not isinstance(cls, str) or cls not in COMPONENTS:
         raise UserError(
             f"{shown(root)} has a config.json of {shown(cls or 'no class')} and no model_index.json: of single "
             f"components this version reads {', '.join(COMPONENTS)}."
@@ -106,6 +112,10 @@ def component(root: Path, wish: Wish) -> Found:
             )
         single.known(family)
         why.append(f"its latents are scaled by {config.scaling_factor}: {single.table_of(family)['title']}")
+    elif isinstance(config, VqConfig):
+        family = single.known(wish.family or "ldm-first-stage")
+        codes, scale = config.num_vq_embeddings, config.scaling_factor
+        why.append(f"{codes} codes, latents scaled by {scale}: a first stage of latent diffusion")
     else:
         family = _unet_family(root, weights.tensors, wish, why)[0]
     table = single.table_of(family)

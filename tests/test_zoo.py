@@ -17,7 +17,16 @@ import numpy as np
 import pytest
 
 from mlxldm import hub
-from mlxldm.config import KINDS, BertConfig, ClassEmbedderConfig, RescalerConfig, UNetConfig, VaeConfig, VqConfig
+from mlxldm.config import (
+    KINDS,
+    BertConfig,
+    ClassEmbedderConfig,
+    ClipTextConfig,
+    RescalerConfig,
+    UNetConfig,
+    VaeConfig,
+    VqConfig,
+)
 from mlxldm.errors import UserError
 from mlxldm.folder import Manifest, open_folder
 from mlxldm.generate import resolve
@@ -531,6 +540,17 @@ def test_a_folder_that_is_not_whole_or_not_known_is_refused(folders, tmp_path):
         view(folders["ldm-uncond"], Wish(family="ldm-sr"))
 
 
+def test_a_component_in_a_folder_of_its_own_opens(folders, tmp_path):
+    whole = view(folders["ldm-uncond"])
+    for component, part in (("unet", "denoiser"), ("vqvae", "vae")):
+        copy = shutil.copytree(folders["ldm-uncond"] / component, tmp_path / component)
+        folder = view(copy, Wish(family="ldm-uncond" if part == "denoiser" else None))
+        assert folder.manifest.task == "part" and folder.manifest.parts == {part: whole.manifest.parts[part]}
+        assert folder.names(part) == whole.names(part)
+        with pytest.raises(UserError, match="of single components this version reads"):
+            view(changed(copy, tmp_path / f"{component} of no class", "config.json", _class_name=[1]))
+
+
 def test_what_is_pulled_of_such_a_repository():
     folder = {"bert": "config.json pytorch_model.bin", "scheduler": "scheduler_config.json",
               "tokenizer": "special_tokens_map.json tokenizer_config.json vocab.txt",
@@ -673,6 +693,13 @@ def test_parts_that_do_not_belong_together_are_refused(little, tmp_path):
     assert "lacks its embeddings" in refused(text, path, family="ldm-text")
     wide = {**little["ldm-classes"][0], "cond_stage_model.embedding.weight": torch.ones(7, 65)}
     assert "give 65" in refused(wide, path, family="ldm-classes")
+
+
+def test_a_clip_is_no_bert(tmp_path):
+    shapes = parameters(ClipTextConfig(hidden_size=768, num_hidden_layers=1))
+    path = empty(shapes, tmp_path / "clip.safetensors")
+    with pytest.raises(UserError, match="is a CLIP text encoder, but that of LDM text-to-image"):
+        view(path, Wish(family="ldm-text"))
 
 
 def test_a_tensor_that_is_missing_or_too_many_is_named(little, tmp_path):

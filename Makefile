@@ -11,7 +11,7 @@ DEMO = a red lighthouse by the sea at dusk
 .PHONY: demo test lint fuzz clean
 
 demo: $(VENV)/.installed
-	@$(BIN)/mlxldm generate "$(DEMO)" --seed 7 -o demo.png >/dev/null
+	@$(BIN)/mlxldm generate "$(DEMO)" --seed 5 -o demo.png >/dev/null
 	@echo "$(DEMO): $(CURDIR)/demo.png"
 
 test: lint

@@ -44,10 +44,10 @@ def test_torch_computes_what_is_stored(precision: str):
 def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The picture of `make demo`, and that the prompt and the seed matter."""
     monkeypatch.chdir(tmp_path)
-    for name, prompt, seed in [("a", PROMPT, 7), ("b", PROMPT, 8), ("c", "a green tent in the desert at night", 7)]:
+    for name, prompt, seed in [("a", PROMPT, 5), ("b", PROMPT, 8), ("c", "a green tent in the desert at night", 5)]:
         assert cli.main(["generate", prompt, "--seed", str(seed), "--backend", "mlx", "-o", f"{name}.png"]) == 0
     job = read_job("a.png")
-    assert (job.prompt, job.seed) == (PROMPT, 7)
+    assert (job.prompt, job.seed) == (PROMPT, 5)
     demo, other_seed, other_prompt = (load_image(f"{name}.png", job.width, job.height) for name in "abc")
     assert demo.std() > 0.1
     for other in (other_seed, other_prompt):

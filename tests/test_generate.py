@@ -281,7 +281,8 @@ def test_a_model_whose_own_sampler_is_not_here_can_be_given_another():
 
 
 def test_a_model_for_inpainting_only_is_refused():
-    manifest = dataclasses.replace(MANIFEST, denoiser=dataclasses.replace(MANIFEST.denoiser, in_channels=9))
+    parts = {**MANIFEST.parts, "denoiser": dataclasses.replace(MANIFEST.denoiser, in_channels=9)}
+    manifest = dataclasses.replace(MANIFEST, parts=parts)
     with pytest.raises(UserError, match="9 channels"):
         resolve(Job(), manifest)
 

@@ -128,12 +128,16 @@ pipe = kind.from_single_file(sys.argv[1], config=sys.argv[4], torch_dtype=torch.
 pipe.save_pretrained(sys.argv[2])
 """,
 }
+# On Linux ru_maxrss would begin with what the parent had before the new program was loaded.
 TIMED = """
 import resource, sys, time
 start = time.perf_counter()
 {code}
 seconds = time.perf_counter() - start
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+if sys.platform == "linux":
+    peak = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+else:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(f"TIMED {{seconds}} {{peak}}")
 """
 
@@ -160,6 +164,7 @@ def configs(kind: str, place: Path) -> Path:
 
     folder = place / f"{kind}-config"
     unet, vae = (SD1 if kind == "sd1" else SDXL).to_diffusers(), VAE.to_diffusers()
+    unet["layers_per_block"] = unet["layers_per_block"][0]  # from_single_file counts with it
     for name, cls, values in (("unet", "UNet2DConditionModel", unet), ("vae", "AutoencoderKL", vae)):
         (folder / name).mkdir(parents=True)
         (folder / name / "config.json").write_text(json.dumps({"_class_name": cls, **values}))

@@ -20,7 +20,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -388,8 +388,39 @@ def _lock(folder: Path) -> int | None:
     return number
 
 
+class _Lane:
+    """A thread that does one thing with all data in turn, while whoever hands it over goes on."""
+
+    def __init__(self, work: Callable[[bytes | memoryview], None]) -> None:
+        self._work = work
+        self._queue: queue.Queue[bytes | memoryview | None] = queue.Queue(1)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def put(self, data: bytes | memoryview) -> None:
+        """Hand over; what went wrong with earlier data is raised here."""
+        if self._error is not None:
+            raise self._error
+        self._queue.put(data)
+
+    def end(self) -> BaseException | None:
+        """Wait until all is done; what went wrong, if anything."""
+        self._queue.put(None)
+        self._thread.join()
+        return self._error
+
+    def _run(self) -> None:
+        while (data := self._queue.get()) is not None:
+            if self._error is None:  # after an error, take what comes, so that nobody waits for room
+                try:
+                    self._work(data)
+                except BaseException as found:
+                    self._error = found
+
+
 class _Output:
-    """A new file, hashed and flushed by a thread of its own while the next tensor is read and laid out.
+    """A new file, written by one thread and hashed by another while the next tensor is read and laid out.
 
     What is handed over must not change afterwards. `sha256` is there when it is closed.
     """
@@ -397,48 +428,42 @@ class _Output:
     def __init__(self, path: Path) -> None:
         self._number = create(path)
         self._digest = hashlib.sha256()
-        self._queue: queue.Queue[bytes | memoryview | None] = queue.Queue(1)
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._waiting = 0
+        self._flusher = ThreadPoolExecutor(1)
+        self._flushed: Future[None] | None = None
         self.sha256 = ""
 
     def __enter__(self) -> _Output:
-        self._thread.start()
+        self._lanes = _Lane(self._digest.update), _Lane(self._store)
         return self
 
     def write(self, data: bytes | memoryview) -> None:
         """Append; what went wrong with earlier data is raised here."""
-        if self._error is not None:
-            raise self._error
-        self._queue.put(data)
+        for lane in self._lanes:
+            lane.put(data)
 
     def __exit__(self, *error: object) -> None:
-        self._queue.put(None)
-        self._thread.join()
-        os.close(self._number)
-        if self._error is not None and error[0] is None:
-            raise self._error
+        try:
+            wrong = [found for lane in self._lanes if (found := lane.end()) is not None]
+            self._flusher.shutdown()
+            if error[0] is None:
+                if wrong:
+                    raise wrong[0]
+                if self._flushed is not None:
+                    self._flushed.result()
+                _sync(self._number)
+        finally:
+            os.close(self._number)
         self.sha256 = self._digest.hexdigest()
 
-    def _work(self) -> None:
-        waiting = 0
-        while (data := self._queue.get()) is not None:
-            if self._error is not None:
-                continue  # take what comes, so that nobody waits for room
-            try:
-                _all(self._number, data)
-                self._digest.update(data)
-                waiting += len(data)
-                if waiting >= FLUSH:
-                    os.fsync(self._number)
-                    waiting = 0
-            except BaseException as found:
-                self._error = found
-        if self._error is None:
-            try:
-                _sync(self._number)
-            except BaseException as found:
-                self._error = found
+    def _store(self, data: bytes | memoryview) -> None:
+        _all(self._number, data)
+        self._waiting += len(data)
+        if self._waiting >= FLUSH and (self._flushed is None or self._flushed.done()):
+            if self._flushed is not None:
+                self._flushed.result()
+            self._flushed = self._flusher.submit(os.fsync, self._number)
+            self._waiting = 0
 
 
 def create(path: Path) -> int:

@@ -112,12 +112,16 @@ def write(
         sums = beside_it.submit(folder.hashes)
         parts: dict[str, Outcome] = {}
         done = 0
-        for part, plan in plans.items():
-            where = hidden / f"{part}.safetensors"
-            parts[part] = _part(folder, part, plan, recipe, where, done, total, progress)
-            done += parts[part].bytes
-            if parts[part].not_finite and not allow_nonfinite:
-                raise UserError(_not_finite(part, parts[part], folder, plan))
+        files: dict[str, _Output] = {}
+        with contextlib.ExitStack() as closing:  # at the end: the disk works on one part while the next is read
+            for part, plan in plans.items():
+                file = files[part] = closing.enter_context(_Output(hidden / f"{part}.safetensors"))
+                outcome = parts[part] = _part(folder, part, plan, recipe, file, done, total, progress)
+                done += outcome.bytes
+                if outcome.not_finite and not allow_nonfinite:
+                    raise UserError(_not_finite(part, outcome, folder, plan))
+        for part, file in files.items():
+            parts[part].sha256 = file.sha256
         for number, part in ((1, "text"), (2, "text_2")):
             if part in folder.manifest.parts:
                 _tokenizer(folder, number, hidden)
@@ -202,44 +206,43 @@ def _part(
     part: str,
     plan: dict[str, dict[str, Tensor]],
     recipe: Recipe,
-    path: Path,
+    file: _Output,
     before: int,
     total: int,
     progress: Progress | None,
 ) -> Outcome:
+    """Hand all tensors of a part over to `file`; what became of them, but for the sum, which is known at its end."""
     outcome = Outcome()
     tensors = {name: tensor for some in plan.values() for name, tensor in some.items()}
     marks = {"format": "mlxldm", "layout": LAYOUT, "part": part}
     found, already = folder.names(part), folder.groups(part)
     off = whole = 0.0
-    with _Output(path) as file:
-        file.write(header(tensors, marks))
-        for name, some in plan.items():
-            if len(some) == 3:
-                if recipe.bits is None:
-                    packed = folder.packed(part, name)
-                else:
-                    packed, wrong, size = _quantize(folder, part, name, some, recipe)
-                    off, whole = off + wrong, whole + size
-                outcome.quantized += 1
-                outcome.saved += 2 * math.prod(found[name].shape) - sum(t.nbytes for t in some.values())
-                arrays = [packed.codes, packed.scales, packed.biases]
+    file.write(header(tensors, marks))
+    for name, some in plan.items():
+        if len(some) == 3:
+            if recipe.bits is None:
+                packed = folder.packed(part, name)
             else:
-                bits = folder.read(part, name) if name in already else folder.raw(part, name)
-                array, bad = _cast(bits, found[name].dtype, some[name].dtype, part, name)
-                outcome.not_finite += bad
-                arrays = [array]
-                why = recipe.stays(part, name, some[name].shape) if recipe.bits else None
-                if why:
-                    outcome.kept[why] = outcome.kept.get(why, 0) + 1
-            outcome.values += math.prod(found[name].shape)
-            for tensor, array in zip(some.values(), arrays, strict=True):
-                assert array.shape == tensor.shape, f"{part}: {name} is {array.shape}, planned {tensor.shape}"
-                file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-                outcome.bytes += tensor.nbytes
-            if progress:
-                progress(before + outcome.bytes, total, part)
-    outcome.sha256 = file.sha256
+                packed, wrong, size = _quantize(folder, part, name, some, recipe)
+                off, whole = off + wrong, whole + size
+            outcome.quantized += 1
+            outcome.saved += 2 * math.prod(found[name].shape) - sum(t.nbytes for t in some.values())
+            arrays = [packed.codes, packed.scales, packed.biases]
+        else:
+            bits = folder.read(part, name) if name in already else folder.raw(part, name)
+            array, bad = _cast(bits, found[name].dtype, some[name].dtype, part, name)
+            outcome.not_finite += bad
+            arrays = [array]
+            why = recipe.stays(part, name, some[name].shape) if recipe.bits else None
+            if why:
+                outcome.kept[why] = outcome.kept.get(why, 0) + 1
+        outcome.values += math.prod(found[name].shape)
+        for tensor, array in zip(some.values(), arrays, strict=True):
+            assert array.shape == tensor.shape, f"{part}: {name} is {array.shape}, planned {tensor.shape}"
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            outcome.bytes += tensor.nbytes
+        if progress:
+            progress(before + outcome.bytes, total, part)
     outcome.error = math.sqrt(off / whole) if whole else 0.0
     return outcome
 

@@ -188,8 +188,13 @@ def test_every_file_is_packaged():
     """A new package that pyproject.toml does not name would be missing from the wheel, and only there."""
     import tomllib
 
-    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    listed, data = set(build["packages"]), build["package-data"]
     for folder, package in FOLDERS.items():
+        if package in data:  # whatever is no program
+            found = {path for pattern in data[package] for path in (ROOT / folder).glob(pattern)}
+            others = {path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+            assert {path for path in others if path.suffix != ".py"} <= found
         for path in (ROOT / folder).rglob("*.py"):
             inside = Path(package, *path.relative_to(ROOT / folder).parts[:-1])
             assert ".".join(inside.parts) in listed, path

@@ -5,8 +5,8 @@
 Files of random float16 weights with the original's names are made in DIR (SD 1.5 2.1 GB, SDXL 6.9 GB; three times that
 must be free). Each job runs in a process of its own: copying the file with fsync, opening a view, converting (float16
 as it is, and with --quantize 8), and, if asked, diffusers' `from_single_file` and `save_pretrained`. Prints a table to
-stderr and one JSON object to stdout. Copy and conversion are taken in turns, and all --rounds of each count together: a disk
-with much unwritten behind it is two to three times slower.
+stderr and one JSON object to stdout. Copy and conversion are taken in turns, and all --rounds of each count together:
+a disk with much unwritten behind it is two to three times slower.
 """
 
 from __future__ import annotations

@@ -88,6 +88,7 @@ def _convert(args: argparse.Namespace) -> int:
             "license": manifest.license,
             "why": ["model.json says so"],
             "ignored": {},
+            "missing": [],
             "parts": {
                 part: {
                     "file": f"{part}.safetensors",
@@ -218,6 +219,7 @@ def _print(report: dict[str, Any]) -> None:
             print(f"            left out: {shown(name)} ({reason})")
     for name, reason in report["ignored"].items():
         print(f"  left out: {shown(name)} ({reason})")
+    print("  missing: none")
 
 
 if __name__ == "__main__":

@@ -158,6 +158,7 @@ class View:
             "license": self.manifest.license,
             "why": list(self.found.why),
             "ignored": dict(self.found.ignored),
+            "missing": [],  # a part that lacks a tensor is refused before there is a report
             "parts": parts,
         }
 

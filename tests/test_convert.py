@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -565,3 +566,40 @@ def test_random_damage_to_any_config_gives_a_sentence_or_a_model(source):
         except UserError as error:
             assert "\n" not in str(error) and len(str(error)) < 1500
         path.write_text(before)
+
+
+def denied(monkeypatch, path, number):
+    """Opening, or making anything below, `path` fails as the system would let it fail (tests may run as root)."""
+    for name in ("open", "mkdir"):
+        real = getattr(os, name)
+
+        def call(where, *args, real=real, **more):
+            if Path(os.fsdecode(where)).is_relative_to(path):
+                raise OSError(number, os.strerror(number), os.fsdecode(where))
+            return real(where, *args, **more)
+
+        monkeypatch.setattr(os, name, call)
+
+
+def test_a_source_that_may_not_be_read_is_a_sentence(tmp_path, monkeypatch):
+    path = tmp_path / "secret.safetensors"
+    path.write_bytes(b"x")
+    denied(monkeypatch, path, errno.EACCES)
+    with pytest.raises(UserError, match=r"secret\.safetensors.*cannot be read: Permission denied"):
+        view(path)
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_target_that_may_not_be_written_is_a_sentence_and_the_next_run_succeeds(number, source, tmp_path):
+    folder = view(source)
+    before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
+    place = tmp_path / "place"
+    place.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        denied(patch, place, number)
+        with pytest.raises(UserError, match="cannot be written: " + os.strerror(number)):
+            write(folder, place / "out")
+    assert not list(place.iterdir())
+    write(folder, place / "out")
+    assert [path.name for path in place.iterdir()] == ["out"]
+    assert all(path.read_bytes() == data for path, data in before.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -69,6 +70,7 @@ REFUSED = {
 def test_a_bad_file_is_refused_with_its_cause(case, tmp_path):
     path = tmp_path / f"{case}.safetensors"
     path.write_bytes(REFUSED[case][0])
+    gc.collect()  # what other tests left is not to be closed meanwhile
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     with pytest.raises(UserError) as error:
         TensorFile(path)

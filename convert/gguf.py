@@ -18,16 +18,14 @@ from __future__ import annotations
 import math
 import os
 import struct
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
 from mlxldm.errors import UserError
-from mlxldm.tensors import DTYPES, MAX_DIMS, MAX_METADATA, MAX_TENSORS, Tensor, open_regular, shown
+from mlxldm.tensors import DTYPES, MAX_DIMS, MAX_METADATA, MAX_TENSORS, OpenFile, Tensor, shown
 
 MAX_HEADER = 64 << 20  # bytes before the data; the largest vocabularies of language models take a quarter of it
 MAX_KEYS = 100_000
@@ -191,7 +189,7 @@ NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", BOOL: 
 WHOLE = (0, 1, 2, 3, 4, 5, 10, 11)
 
 
-class GgufFile:
+class GgufFile(OpenFile):
     """An open GGUF file. `metadata`, `tensors` and `types` are known; `raw` brings one tensor.
 
     `types` has each tensor's type as GGUF calls it, "Q4_K" or "F16"; `tensors` has what `raw` gives. For quantized
@@ -203,29 +201,20 @@ class GgufFile:
     `metadata` has texts, numbers and truth values, as texts; lists are left out.
     """
 
+    ENDS = "it ends within"
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Open and check `path`; what is wrong with it is a UserError that names it."""
-        self.path = Path(path)
+        super().__init__(path)
         self.metadata: dict[str, str] = {}
         self.tensors: dict[str, Tensor] = {}
         self.types: dict[str, str] = {}
         self._offsets: dict[str, int] = {}  # from the file's beginning
-        self._file = os.fdopen(open_regular(self.path), "rb", buffering=0)
-        self._lock = threading.Lock()
         try:
-            self._size = os.fstat(self._file.fileno()).st_size
             self._read_header()
         except BaseException:
             self._file.close()
             raise
-
-    def close(self) -> None:
-        """Let go of the file; `raw` cannot be used afterwards."""
-        self._file.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            self._file.close()
 
     def raw(self, name: str) -> np.ndarray:
         """One tensor with its stored bits, bfloat16 as uint16; a quantized one as float16 values."""
@@ -245,16 +234,6 @@ class GgufFile:
                 part[:] = dequantize(kind, data).reshape(-1)
             offset += data.size
         return array
-
-    def _fill(self, offset: int, buffer: memoryview, what: str) -> None:
-        with self._lock:
-            self._file.seek(offset)
-            done = 0
-            while done < len(buffer):
-                count = self._file.readinto(buffer[done : done + (1 << 30)])
-                if not count:
-                    raise self._bad(f"it ends within {what}: it changed while it was read")
-                done += count
 
     def _bad(self, what: str) -> UserError:
         return UserError(f"{shown(self.path)} is damaged or not a GGUF file: {shown(what)}.")

@@ -22,14 +22,13 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from mlxldm.errors import UserError
-from mlxldm.tensors import DTYPES, MAX_DIMS, MAX_NUMBER, MAX_TENSORS, Tensor, open_regular, shown
+from mlxldm.tensors import DTYPES, MAX_DIMS, MAX_NUMBER, MAX_TENSORS, OpenFile, Tensor, shown
 
 from .read import REFUSED
 
@@ -655,19 +654,17 @@ class Place:
     crc: int | None = None
 
 
-class TorchFile:
+class TorchFile(OpenFile):
     """An open PyTorch checkpoint. `tensors` are known; `raw` brings one. `metadata` are plain values beside them."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Open and check `path`; what is wrong with it is a UserError that names it."""
-        self.path = Path(path)
+        super().__init__(path)
         self.metadata: dict[str, str] = {}
         self.tensors: dict[str, Tensor] = {}
         self._views: dict[str, View] = {}
         self._sound: set[str] = set()  # storages whose sum was right
-        self._file = os.fdopen(open_regular(self.path), "rb", buffering=0)
         try:
-            self._size = os.fstat(self._file.fileno()).st_size
             self._open()
         except _Damaged as error:
             self._file.close()
@@ -682,14 +679,6 @@ class TorchFile:
         except BaseException:
             self._file.close()
             raise
-
-    def close(self) -> None:
-        """Let go of the file; `raw` cannot be used afterwards."""
-        self._file.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            self._file.close()
 
     def raw(self, name: str) -> np.ndarray:
         """One tensor with its stored bits; bfloat16 comes as uint16, float8 as uint8."""
@@ -708,13 +697,13 @@ class TorchFile:
         if out.flags.c_contiguous and all(
             size == 1 or step * item == ours for size, step, ours in zip(out.shape, stride, out.strides, strict=True)
         ):
-            self._fill(out.reshape(-1).view(np.uint8), key, offset * item)
+            self._load(out.reshape(-1).view(np.uint8), key, offset * item)
             return
         reach = [(size - 1) * step for size, step in zip(out.shape, stride, strict=True)]
         span = 1 + sum(reach)
         if span * item <= max(1 << 20, 2 * out.nbytes):
             near = np.empty(span, out.dtype)
-            self._fill(near.view(np.uint8), key, offset * item)
+            self._load(near.view(np.uint8), key, offset * item)
             out[...] = as_strided(near, out.shape, [step * item for step in stride], writeable=False)
             return
         axis = reach.index(max(reach))
@@ -723,7 +712,7 @@ class TorchFile:
         self._gather(out[*before, :half], key, offset, stride)
         self._gather(out[*before, half:], key, offset + half * stride[axis], stride)
 
-    def _fill(self, buffer: np.ndarray, key: str, begin: int) -> None:
+    def _load(self, buffer: np.ndarray, key: str, begin: int) -> None:
         """Bytes of a storage from `begin` on. A storage that is read whole is also summed up, once."""
         place = self._places[key]
         for done in range(0, len(buffer), PIECE):

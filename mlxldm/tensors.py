@@ -82,29 +82,51 @@ def shown(text: object) -> str:
     return safe if len(safe) <= 300 else safe[:140] + "..." + safe[-140:]
 
 
-class TensorFile:
-    """An open safetensors file. `tensors` and `metadata` are known; `read` brings one tensor."""
+class OpenFile:
+    """A file of tensors that is read a piece at a time, from any thread, and closed with its owner."""
+
+    ENDS = "ends within"
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Open and check `path`; what is wrong with it is a UserError that names it."""
         self.path = Path(path)
         self._file = os.fdopen(open_regular(self.path), "rb", buffering=0)
         self._lock = threading.Lock()
-        try:
-            self._size = os.fstat(self._file.fileno()).st_size
-            header, self._start = self._header()
-            self.metadata, self.tensors, self._offsets = self._check(header)
-        except BaseException:
-            self._file.close()
-            raise
+        self._size = os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
-        """Let go of the file; `read` cannot be used afterwards."""
+        """Let go of the file; no tensor can be read afterwards."""
         self._file.close()
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):
             self._file.close()
+
+    def _fill(self, offset: int, buffer: memoryview, what: str) -> None:
+        with self._lock:
+            self._file.seek(offset)
+            done = 0
+            while done < len(buffer):
+                count = self._file.readinto(buffer[done : done + (1 << 30)])
+                if not count:
+                    raise self._bad(f"{self.ENDS} {what}: it changed while it was read")
+                done += count
+
+    def _bad(self, what: str) -> UserError:
+        raise NotImplementedError
+
+
+class TensorFile(OpenFile):
+    """An open safetensors file. `tensors` and `metadata` are known; `read` brings one tensor."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Open and check `path`; what is wrong with it is a UserError that names it."""
+        super().__init__(path)
+        try:
+            header, self._start = self._header()
+            self.metadata, self.tensors, self._offsets = self._check(header)
+        except BaseException:
+            self._file.close()
+            raise
 
     def raw(self, name: str) -> np.ndarray:
         """One tensor with its stored bits; bfloat16 comes as uint16."""
@@ -118,16 +140,6 @@ class TensorFile:
         """One tensor; bfloat16 comes as float32, everything else as stored."""
         array = self.raw(name)
         return from_bfloat16(array) if self.tensors[name].dtype == "BF16" else array
-
-    def _fill(self, offset: int, buffer: memoryview, what: str) -> None:
-        with self._lock:
-            self._file.seek(offset)
-            done = 0
-            while done < len(buffer):
-                count = self._file.readinto(buffer[done : done + (1 << 30)])
-                if not count:
-                    raise self._bad(f"ends within {what}: it changed while it was read")
-                done += count
 
     def _bad(self, what: str) -> UserError:
         return UserError(f"{shown(self.path)} is damaged or not a safetensors file: {shown(what)}.")

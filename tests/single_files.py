@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import tiny
 import torch
+import weights
 from safetensors.torch import save_file
 
 SIZE = 49408  # CLIP's vocabulary, which single files rely on
@@ -244,6 +245,15 @@ def _openclip(state: dict[str, torch.Tensor], prefix: str, more: bool = False) -
         width = out["positional_embedding"].shape[1]
         out |= {"text_projection": torch.ones(width, width), "logit_scale": torch.tensor(2.0)}
     return {prefix + name: value for name, value in out.items()}
+
+
+def holds(folder, modules) -> None:
+    """Every part of a folder has the numbers of its torch module ({part: module}), and no others."""
+    for part, module in modules.items():
+        wanted = weights.of_torch(module)
+        assert folder.names(part).keys() == wanted.keys()
+        for name, array in wanted.items():
+            assert np.array_equal(folder.read(part, name), array), (part, name)
 
 
 def same(one, other) -> None:

@@ -75,11 +75,7 @@ def test_a_single_file_holds_the_pipeline_and_says_what_it_is_for(kind, pipes, f
     manifest = folder.manifest
     assert (manifest.family, manifest.task, manifest.schedule.prediction) == KINDS[kind]
     assert set(manifest.parts) == set(modules(pipes[kind]))
-    for part, module in modules(pipes[kind]).items():
-        wanted = weights.of_torch(module)
-        assert folder.names(part).keys() == wanted.keys()
-        for name, array in wanted.items():
-            assert np.array_equal(folder.read(part, name), array), (part, name)
+    single_files.holds(folder, modules(pipes[kind]))
     said = " ".join(folder.report()["why"])
     assert "--family" in said and "attention heads" in said
 

@@ -16,7 +16,6 @@ pytest.importorskip("diffusers", reason="needs diffusers, which builds the check
 
 import single_files  # noqa: E402
 import torch  # noqa: E402
-import weights  # noqa: E402
 
 from mlxldm_convert import view, write  # noqa: E402
 from mlxldm_convert.__main__ import main  # noqa: E402
@@ -48,11 +47,7 @@ def test_a_single_file_holds_the_pipeline_it_was_made_from(kind, end, pipes, sta
     folder = view(path, wish)
     assert folder.manifest.family == kind and folder.manifest.name == "model"
     assert folder.manifest.schedule.prediction == wish.prediction
-    for part, module in modules(pipes[kind]).items():
-        wanted = weights.of_torch(module)
-        assert folder.names(part).keys() == wanted.keys()
-        for name, array in wanted.items():
-            assert np.array_equal(folder.read(part, name), array), (part, name)
+    single_files.holds(folder, modules(pipes[kind]))
     said = " ".join(folder.report()["why"])
     assert "--family" in said and "--prediction" in said
 

@@ -86,7 +86,7 @@ def vars_of(output) -> tuple[mx.array, mx.array]:
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.float32])
-@pytest.mark.parametrize("name", ["text", "decode", "encode", "unet sd1", "unet sdxl"])
+@pytest.mark.parametrize("name", ["text", "decode", "encode", *(f"unet {kind}" for kind in UNETS)])
 def test_every_graph_runs_on_metal_in_its_own_type(name, dtype):
     with form(is_gpu=True):
         fn, inputs = graphs(dtype)[name]

@@ -32,6 +32,16 @@ SDXL = {
     "addition_time_embed_dim": 8,
     "projection_class_embeddings_input_dim": 6 * 8 + 20,
 }
+FEWER = {
+    "block_out_channels": (16, 32, 32),
+    "down_block_types": (PLAIN, CROSS, CROSS),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 2,
+    "attention_head_dim": (1, 2, 4),
+    "mid_block_type": "UNetMidBlock2D",
+    "use_linear_projection": True,
+    **SDXL,
+}
 WIDTH = {"projection_class_embeddings_input_dim": 12}
 KINDS = {
     "sd1": {
@@ -57,6 +67,18 @@ KINDS = {
         "transformer_layers_per_block": (1, 2, 10),
         "use_linear_projection": True,
         **SDXL,
+    },
+    "ssd-1b": {
+        **FEWER,
+        "transformer_layers_per_block": [1, [2, 2], [4, 4]],
+        "reverse_transformer_layers_per_block": [[4, 4, 10], [2, 1, 1], 1],
+    },
+    "vega": {**FEWER, "transformer_layers_per_block": (1, 1, 2)},
+    "layers that differ, with a middle": {
+        **FEWER,
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
+        "transformer_layers_per_block": [1, [2, 1], [3, 2]],
+        "reverse_transformer_layers_per_block": [[1, 3, 2], [2, 1, 3], 1],
     },
     "one level": {"block_out_channels": (16,), "down_block_types": (CROSS,), "up_block_types": ("CrossAttnUpBlock2D",)},
     "no middle": {"mid_block_type": None},

@@ -1,6 +1,7 @@
 """The conditional U-Net of latent diffusion. Rombach et al. 2022, arXiv:2112.10752; names as in diffusers.
 
-General over what a UNet2DConditionModel config can say for Stable Diffusion 1.x, 2.x and XL.
+General over what a UNet2DConditionModel config can say for Stable Diffusion 1.x, 2.x and XL, and for models from
+which layers were taken away (SSD-1B, Vega).
 """
 
 from __future__ import annotations
@@ -91,10 +92,10 @@ class DownBlock(nn.Module):
     def __init__(self, config: UNetConfig, level: int, inputs: int, time: int):
         super().__init__()
         outputs = config.block_out_channels[level]
-        layers = config.layers_per_block[level]
-        self.resnets = [_resnet(config, inputs if i == 0 else outputs, outputs, time) for i in range(layers)]
+        depths = config.layers_down(level)
+        self.resnets = [_resnet(config, inputs if i == 0 else outputs, outputs, time) for i in range(len(depths))]
         if config.down_block_types[level] == "CrossAttnDownBlock2D":
-            self.attentions = [_transformer(config, level) for _ in range(layers)]
+            self.attentions = [_transformer(config, level, depth) for depth in depths]
         if level < config.levels - 1:
             self.downsamplers = [Downsample(outputs)]
 
@@ -112,17 +113,22 @@ class DownBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """The lowest level: residual block, transformer, residual block."""
+    """The lowest level: residual block, transformer, residual block; of "UNetMidBlock2D" the first alone (SSD-1B)."""
 
     def __init__(self, config: UNetConfig, time: int):
         super().__init__()
         channels = config.block_out_channels[-1]
-        self.resnets = [_resnet(config, channels, channels, time) for _ in range(2)]
-        # the middle never has attention to the text alone, whatever only_cross_attention says
-        self.attentions = [_transformer(config, config.levels - 1, only_cross=False)]
+        whole = config.mid_block_type != "UNetMidBlock2D"
+        self.resnets = [_resnet(config, channels, channels, time) for _ in range(2 if whole else 1)]
+        if whole:
+            depth = config.transformer_layers_per_block[-1]
+            # the middle never has attention to the text alone, whatever only_cross_attention says
+            self.attentions = [_transformer(config, config.levels - 1, depth, only_cross=False)]
 
     def __call__(self, x: mx.array, time: mx.array, text: Iterator[KeysValues]) -> mx.array:
         x = self.resnets[0](x, time)
+        if "attentions" not in self:
+            return x
         x = self.attentions[0](x, text)
         return self.resnets[1](x, time)
 
@@ -137,13 +143,13 @@ class UpBlock(nn.Module):
         outputs = config.block_out_channels[level]
         before = config.block_out_channels[min(level + 1, config.levels - 1)]
         after = config.block_out_channels[max(level - 1, 0)]
-        layers = config.layers_per_block[level] + 1
+        depths = config.layers_up(place)
         self.resnets = []
-        for i in range(layers):
-            skip = after if i == layers - 1 else outputs
+        for i in range(len(depths)):
+            skip = after if i == len(depths) - 1 else outputs
             self.resnets.append(_resnet(config, (before if i == 0 else outputs) + skip, outputs, time))
         if config.up_block_types[place] == "CrossAttnUpBlock2D":
-            self.attentions = [_transformer(config, level) for _ in range(layers)]
+            self.attentions = [_transformer(config, level, depth) for depth in depths]
         if level > 0:
             self.upsamplers = [Upsample(outputs)]
 
@@ -163,11 +169,11 @@ def _resnet(config: UNetConfig, inputs: int, outputs: int, time: int) -> Resnet:
     return Resnet(inputs, outputs, config.norm_num_groups, config.norm_eps, time, scale_shift=scale_shift)
 
 
-def _transformer(config: UNetConfig, level: int, only_cross: bool | None = None) -> Transformer:
+def _transformer(config: UNetConfig, level: int, layers: int, only_cross: bool | None = None) -> Transformer:
     return Transformer(
         config.block_out_channels[level],
         config.heads[level],
-        config.transformer_layers_per_block[level],
+        layers,
         config.cross_attention_dim[level],
         config.norm_num_groups,
         config.only_cross_attention[level] if only_cross is None else only_cross,

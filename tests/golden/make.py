@@ -38,6 +38,10 @@ UNETS = {
         "projection_class_embeddings_input_dim": 6 * 8 + 20,
     },
 }  # fmt: skip
+UNETS["ssd-1b"] = UNETS["sdxl"] | {
+    "mid_block_type": "UNetMidBlock2D", "transformer_layers_per_block": [1, [2, 2], [3, 1]],
+    "reverse_transformer_layers_per_block": [[3, 1, 4], [2, 1, 1], 1],
+}  # fmt: skip
 VAE = {
     "block_out_channels": (16, 32), "down_block_types": ("DownEncoderBlock2D",) * 2,
     "up_block_types": ("UpDecoderBlock2D",) * 2, "layers_per_block": 1, "norm_num_groups": 8,

@@ -139,12 +139,6 @@ def _check_drawn(manifest: Manifest) -> None:
             f"{manifest.name} is one of the first latent diffusion models: it opens and converts, but this version "
             f"does not draw with it."
         )
-    unet = manifest.denoiser
-    if unet.uneven_layers_down is not None or unet.mid_block_type == "UNetMidBlock2D":
-        raise UserError(
-            f"{manifest.name} is a model from which layers were taken away, as from SSD-1B and Vega: it opens and "
-            f"converts, but this version does not draw with it."
-        )
 
 
 def _check_plain(job: Job) -> None:

@@ -37,9 +37,10 @@ class Model(Protocol):
     def numpy(self, x: Array) -> np.ndarray:
         """`x` as float32 NumPy; waits until it is computed."""
 
-    def encode_text(self, prompt: str, negative: str | None, width: int, height: int) -> Any:
+    def encode_text(self, prompt: str, negative: str | None, width: int, height: int, zeros: bool = False) -> Any:
         """The conditioning for `predict`, opaque to everyone else. `negative` None means: no guidance, one row.
 
+        `zeros`: all that the encoders make of the negative prompt becomes zeros (`Manifest.zeros_for_empty`).
         `width` and `height` are the picture's, in pixels (some families are told the size). What depends on the
         text alone (keys and values of the cross attention) is computed once here or on first use, not every step.
         """

@@ -237,7 +237,7 @@ def check_prompts(folder: Folder, job: Job) -> None:
     config = folder.manifest.text
     tokenizer = ClipTokenizer.from_files(folder.tokenizer_files(1))
     tokenizer.check(job.prompt, config.max_position_embeddings)
-    tokenizer.check(job.negative, config.max_position_embeddings, "negative prompt")
+    tokenizer.check(job.negative or "", config.max_position_embeddings, "negative prompt")
 
 
 def _outputs(output: str | None, job: Job) -> list[Path]:

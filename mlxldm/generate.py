@@ -206,8 +206,9 @@ def _pictures(model: Model, job: Job) -> Iterator[Step | Picture]:
     plan = _plan(job, model.manifest)
     factor = _factor(model.manifest)
     shape = (1, job.height // factor, job.width // factor, model.manifest.vae.latent_channels)
-    negative = job.negative if job.guidance > 1 else None
-    text = model.encode_text(job.prompt, negative, job.width, job.height)
+    negative = (job.negative or "") if job.guidance > 1 else None
+    zeros = job.negative is None and model.manifest.zeros_for_empty
+    text = model.encode_text(job.prompt, negative, job.width, job.height, zeros)
 
     posterior, mask = None, None
     if job.image is not None:

@@ -20,7 +20,7 @@ class Job:
     """A wish for one or more pictures. `None` means "not given": the model's own default, never zero."""
 
     prompt: str = ""
-    negative: str = ""
+    negative: str | None = None  # None and "" differ for models that were taught with zeros for no text (SDXL)
     model: str | None = None  # a name, a folder, a file or a hub id; None is the embedded model
     seed: int | None = None  # None draws a fresh one; picture i of `count` has seed + i
     steps: int | None = None

@@ -33,7 +33,8 @@ class Fake:
     def numpy(self, x):
         return np.asarray(x, np.float32)
 
-    def encode_text(self, prompt, negative, width, height):
+    def encode_text(self, prompt, negative, width, height, zeros=False):
+        self.zeros = zeros
         self.texts.append((prompt, negative, width, height))
         return prompt, negative
 
@@ -117,6 +118,13 @@ def test_guidance_above_one_asks_for_the_negative_prompt(guidance, negative):
     model = Fake()
     run(Job("a boat", "rain", seed=1, guidance=guidance), model)
     assert model.texts[0][1] == negative
+
+
+@pytest.mark.parametrize(("given", "knows", "zeros"), [(None, True, True), ("", True, False), (None, False, False)])
+def test_a_negative_prompt_not_given_is_zeros_where_the_model_says_so(given, knows, zeros):
+    model = Fake(dataclasses.replace(MANIFEST, zeros_for_empty=knows))
+    run(Job("a boat", given, seed=1), model)
+    assert model.texts[0][1] == "" and model.zeros == zeros
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "sample"])

@@ -20,7 +20,8 @@ def test_a_job_survives_json():
 def test_what_is_not_given_is_left_out_and_zero_is_given():
     data = Job("x", seed=0, guidance=0.0).to_json()
     assert data["seed"] == 0 and data["guidance"] == 0.0
-    assert "steps" not in data and "image" not in data
+    assert "steps" not in data and "image" not in data and "negative" not in data
+    assert Job.from_json(Job("x", negative="").to_json()).negative == "" and Job.from_json(data).negative is None
 
 
 def test_every_field_survives_alone():

@@ -94,9 +94,9 @@ class MlxModel:
         """`x` as float32 NumPy."""
         return np.array(x.astype(mx.float32))
 
-    def encode_text(self, prompt: str, negative: str | None, width: int, height: int) -> Cond:
+    def encode_text(self, prompt: str, negative: str | None, width: int, height: int, zeros: bool = False) -> Cond:
         """Both texts through the text encoders and into keys and values; width and height of the picture in pixels."""
-        prompts = [prompt] if negative is None else [prompt, negative]
+        prompts: list[str | None] = [prompt] if negative is None else [prompt, None if zeros else negative]
         # two batches of one run side by side on a CPU; a GPU wants one batch of two
         rows = [prompts] if self._gpu else [[text] for text in prompts]
         cond = Cond([self._text(row, width, height) for row in rows], guided=negative is not None)
@@ -116,14 +116,16 @@ class MlxModel:
             outputs.append(encoder([tokenizer.ids(text, length) for text in prompts]))
         return outputs
 
-    def _text(self, prompts: list[str], width: int, height: int) -> Text:
-        outputs = self._encode(prompts)
-        hidden = mx.concatenate([output.hidden for output in outputs], axis=-1)
+    def _text(self, prompts: list[str | None], width: int, height: int) -> Text:
+        """Of each prompt; of None it is zeros before the U-Net makes anything of it."""
+        outputs = self._encode([text or "" for text in prompts])
+        given = mx.array([text is not None for text in prompts])[:, None]
+        hidden = mx.concatenate([output.hidden for output in outputs], axis=-1) * given[..., None]
         added = None
         if self.manifest.denoiser.addition_embed_type == "text_time":
             # SDXL is told the size of its training picture, the corner it was cut at, and the size wanted
             sizes = np.array([[height, width, 0, 0, height, width]] * len(prompts), np.float32)
-            added = (outputs[-1].pooled, sizes)
+            added = (outputs[-1].pooled * given, sizes)
         return Text(self._unet.keys_values(hidden), added)
 
     def predict(self, x: mx.array, timestep: float, cond: Cond) -> tuple[mx.array, mx.array | None]:

@@ -108,14 +108,18 @@ class TorchModel:
     # The parts.
 
     @torch.no_grad()
-    def encode_text(self, prompt: str, negative: str | None, width: int, height: int) -> Cond:
+    def encode_text(self, prompt: str, negative: str | None, width: int, height: int, zeros: bool = False) -> Cond:
         texts = [prompt] if negative is None else [prompt, negative]
         read = [encoder(texts) for encoder in self._encoders]
         context = torch.cat([hidden for hidden, _ in read], dim=-1).to(self.dtype)
+        if zeros:
+            context[1:] = 0
         added = None
         if self.manifest.denoiser.addition_embed_type == "text_time":
             summary = read[-1][1]
             assert summary is not None, "the second text encoder has no projection"
+            if zeros:
+                summary[1:] = 0
             size = [height, width, 0, 0, height, width]  # original size, crop, wanted size (Podell et al. 2023)
             added = {
                 "text_embeds": summary.to(self.dtype),

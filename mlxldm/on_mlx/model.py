@@ -74,10 +74,11 @@ class MlxModel:
         # SDXL's autoencoder overflows in float16, and its config says so
         careful = manifest.family == "sdxl" and manifest.vae.force_upcast and dtype == mx.float16
         self._tokenizers = [ClipTokenizer.from_files(folder.tokenizer_files(1))]
-        self._texts = [fill(ClipText(manifest.text), folder, "text", dtype, self._gpu)]
+        text_dtype = dtype if self._gpu else mx.float32  # a CPU is no slower in it, and reads the prompt once a job
+        self._texts = [fill(ClipText(manifest.text), folder, "text", text_dtype, self._gpu)]
         if manifest.text_2 is not None:
             self._tokenizers.append(ClipTokenizer.from_files(folder.tokenizer_files(2)))
-            self._texts.append(fill(ClipText(manifest.text_2), folder, "text_2", dtype, self._gpu))
+            self._texts.append(fill(ClipText(manifest.text_2), folder, "text_2", text_dtype, self._gpu))
         self._unet = fill(UNet(config), folder, "denoiser", dtype, self._gpu)
         self._vae = fill(Vae(manifest.vae), folder, "vae", mx.float32 if careful else dtype)
         if self._gpu:

@@ -2,6 +2,7 @@
 
 Every sampler with every spacing that diffusers has for it, from text and from a picture, and with two of them under a
 mask; portrait and landscape and both layouts of folders take turns, so that a hundred small pictures see all of them.
+Stable Diffusion XL, whose two texts, zeros and sizes are the model's and not the sampler's, meets some of the samplers.
 Only dpmpp_sde is missing: diffusers takes its noise from torchsde. The last test prints the worst figures.
 """
 
@@ -38,6 +39,17 @@ SCHEDULERS = {  # sampler -> diffusers' class, what it is told besides the model
     "unipc": ("UniPCMultistepScheduler", {}, "leading trailing linspace karras exponential"),
     "lcm": ("LCMScheduler", {}, ""),
 }
+XL_SAMPLERS = {  # sampler -> the spacings that Stable Diffusion XL is drawn with
+    "ddim": "model trailing",
+    "euler": "model karras",
+    "euler_a": "model trailing",
+    "heun": "linspace",
+    "dpmpp_2m": "karras",
+}
+HALVES = [
+    *itertools.product(("mlx", "torch"), ("bfloat16",), ("ddim", "heun")),
+    *itertools.product(("mlx", "torch"), ("float16",), ("ddim",)),
+]
 TASKS = ("text", "image", "mask")
 LAYOUTS, SIZES = ("hub", "today"), ((64, 96), (96, 64))  # width, height
 
@@ -53,7 +65,7 @@ class Case:
     layout: str = "today"
     size: tuple[int, int] = (64, 96)
     prompt: str = PROMPT
-    negative: str = NEGATIVE
+    negative: str | None = NEGATIVE
     seed: int = SEED
     guidance: float = 7.5
     steps: int = 5
@@ -80,6 +92,29 @@ def _cases() -> list[Case]:
     cases += [Case(s, kind="sd1-v") for s in SCHEDULERS]
     cases += [Case("ddim", kind="sd2"), Case("unipc", kind="sd2", task="image", strength=0.7)]
     cases += [Case("dpmpp_2m", guidance=1.0), Case("pndm", steps=11), Case("ddim", steps=1), Case("heun", steps=2)]
+    return cases + _xl_cases()
+
+
+def _xl_cases() -> list[Case]:
+    cases = []
+    turn = itertools.cycle(itertools.product(LAYOUTS, SIZES))
+    for task in TASKS:
+        for sampler, spacings in XL_SAMPLERS.items():
+            for spacing in spacings.split()[: 1 if task == "mask" else 2]:
+                layout, size = next(turn)
+                half = len(cases) // 2 % 2
+                strength = {"text": None, "image": (0.8, 0.5)[half], "mask": (1.0, 0.6)[half]}[task]
+                cases.append(Case(sampler, spacing, task, "sdxl", layout, size, strength=strength, steps=4))
+    # a negative prompt that is not given is zeros, or the empty prompt where the model says so; "" is the empty prompt
+    for kind, negative in itertools.product(("sdxl", "sdxl-words"), (None, "")):
+        cases.append(Case("euler", kind=kind, negative=negative, size=SIZES[negative is None]))
+    cases += [
+        Case("ddim", kind="sdxl", negative=None, task="image", strength=0.6),
+        Case("ddim", kind="sdxl", negative=None, task="mask", strength=0.6),
+        Case("dpmpp_2m", kind="sdxl", guidance=1.0),
+        Case("euler", kind="sdxl", guidance=1.0, task="image", strength=0.8),
+        Case("euler_a", kind="sdxl", guidance=1.0, task="mask", strength=1.0),
+    ]
     return cases
 
 
@@ -164,14 +199,16 @@ class Studio:
         import torch
         from PIL import Image
 
-        names = {"text": "StableDiffusion", "image": "StableDiffusionImg2Img", "mask": "StableDiffusionInpaint"}
+        xl = case.kind.startswith("sdxl")
+        name = "StableDiffusion" + "XL" * xl + {"text": "", "image": "Img2Img", "mask": "Inpaint"}[case.task]
         key = (case.kind, case.task)
         if (case.kind, "text") not in self.pipes:
             self.pipes[case.kind, "text"] = tiny.KINDS[case.kind]()
         text = self.pipes[case.kind, "text"]
         if key not in self.pipes:
-            kind = getattr(diffusers, names[case.task] + "Pipeline")
-            self.pipes[key] = kind(**text.components, requires_safety_checker=False)
+            own = "force_zeros_for_empty_prompt"
+            said = {own: text.config[own]} if xl else {"requires_safety_checker": False}
+            self.pipes[key] = getattr(diffusers, name + "Pipeline")(**text.components, **said)
         pipe = self.pipes[key]
         pipe.set_progress_bar_config(disable=True)
         pipe.scheduler = scheduler(self.tiny_folder(case.kind, case.layout), case.sampler, case.spacing)
@@ -238,12 +275,12 @@ def test_the_same_seed_gives_the_picture_of_diffusers(studio, case):
 
 
 @pytest.mark.parametrize("backend", ["mlx", "torch"])
-@pytest.mark.parametrize("task", TASKS)
-def test_another_wish_gives_another_picture(studio, backend, task):
+@pytest.mark.parametrize("kind, task", [*(("sd1", task) for task in TASKS), ("sdxl", "text")])
+def test_another_wish_gives_another_picture(studio, backend, kind, task):
     """So that the test above can fail: nothing a job says may be without effect."""
     from dataclasses import replace
 
-    plain = Case("euler", task=task, strength=None if task == "text" else 0.8)
+    plain = Case("euler", kind=kind, task=task, strength=None if task == "text" else 0.8)
     others = {
         "seed": replace(plain, seed=SEED + 1),
         "prompt": replace(plain, prompt="a blue boat"),
@@ -253,10 +290,15 @@ def test_another_wish_gives_another_picture(studio, backend, task):
     }
     if task != "text":
         others["strength"] = replace(plain, strength=0.5)
+    if kind == "sdxl":
+        others |= {"negative (none)": replace(plain, negative=None), "negative (empty)": replace(plain, negative="")}
     picture = studio.draw(backend, plain)
     for what, case in others.items():
         decibels = psnr(studio.draw(backend, case), picture)
         assert decibels <= APART, f"another {what} changes too little: {decibels:.1f} dB"
+    if kind == "sdxl":
+        none, empty = (studio.draw(backend, others[f"negative ({what})"]) for what in ("none", "empty"))
+        assert psnr(none, empty) <= APART, "no negative prompt is not the empty one"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -273,6 +315,14 @@ def test_bfloat16_stays_close(studio, sampler):
     case = Case(sampler, "trailing", steps=6)
     decibels = psnr(studio.draw("torch", case, "bfloat16"), studio.draw("torch", case))
     studio.note("torch in bfloat16 and in float32", decibels, case)
+    assert decibels >= ROUGH
+
+
+@pytest.mark.parametrize("backend, precision, sampler", HALVES)
+def test_half_precision_of_xl_stays_close(studio, backend, precision, sampler):
+    case = Case(sampler, "trailing", kind="sdxl", guidance=5.0, steps=6)  # its own guidance
+    decibels = psnr(studio.draw(backend, case, precision), studio.draw(backend, case))
+    studio.note(f"{backend} in {precision} and in float32, XL", decibels, case)
     assert decibels >= ROUGH
 
 

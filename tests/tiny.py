@@ -205,8 +205,11 @@ def sd2() -> StableDiffusionPipeline:
     )
 
 
-def sdxl() -> StableDiffusionXLPipeline:
-    """A tiny SDXL: two text encoders, several transformer layers a level, size and pooled text as added embeddings."""
+def sdxl(zeros: bool = True) -> StableDiffusionXLPipeline:
+    """A tiny SDXL: two text encoders, several transformer layers a level, size and pooled text as added embeddings.
+
+    zeros: a negative prompt that is not given is zeros, as SDXL base has it; otherwise it is the empty prompt.
+    """
     scheduler = EulerDiscreteScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
@@ -215,6 +218,8 @@ def sdxl() -> StableDiffusionXLPipeline:
         interpolation_type="linear",
         timestep_spacing="leading",
     )
+    # as SDXL base's file has them, though Euler has no such settings
+    scheduler.register_to_config(clip_sample=False, set_alpha_to_one=False, skip_prk_steps=True)
     vocab = vocabulary()[0]
     ids = {"bos_token_id": vocab[BOS], "eos_token_id": vocab[EOS]}
     return StableDiffusionXLPipeline(
@@ -237,12 +242,19 @@ def sdxl() -> StableDiffusionXLPipeline:
             layers_per_block=2,
         ),
         scheduler=scheduler,
+        force_zeros_for_empty_prompt=zeros,
     )
 
 
 # The folders.
 
-KINDS = {"sd1": sd1, "sd1-v": lambda: sd1("v_prediction"), "sd2": sd2, "sdxl": sdxl}
+KINDS = {
+    "sd1": sd1,
+    "sd1-v": lambda: sd1("v_prediction"),
+    "sd2": sd2,
+    "sdxl": sdxl,
+    "sdxl-words": lambda: sdxl(zeros=False),
+}
 
 
 def saved(kind: str, layout: str, root: Path) -> Path:

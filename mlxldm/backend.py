@@ -48,10 +48,13 @@ class Model(Protocol):
     def text_states(self, prompt: str) -> Array:
         """What the cross attention is given for `prompt` (1, positions, width): how `doctor` sees the text encoder."""
 
-    def predict(self, x: Array, timestep: float, cond: Any) -> tuple[Array, Array | None]:
+    def predict(
+        self, x: Array, timestep: float, cond: Any, more: Array | None = None
+    ) -> tuple[Array, Array | None]:
         """The network's raw output (the noise, or v) with the prompt, and with the negative prompt or None.
 
-        `x` (1, h, w, c) is already scaled by 1/sqrt(sigma² + 1).
+        `x` (1, h, w, c) is already scaled by 1/sqrt(sigma² + 1). `more` (1, h, w, c') are channels that some networks
+        take after those of `x`: a mask and the picture around it.
         """
 
     def encode_image(self, pixels: Array) -> tuple[Array, Array]:

@@ -148,13 +148,16 @@ def _generate_arguments(parser: Parser) -> None:
     start = parser.add_argument_group("starting from a picture")
     start.add_argument("--image", metavar="FILE", help="picture to start from")
     start.add_argument("--strength", type=real, metavar="F", help="how much of it to change, 0 to 1")
+    start.add_argument("--image-guidance", type=real, metavar="F",
+                       help="for models that edit as told: how closely to keep to it; default 1.5")  # fmt: skip
+    start.add_argument("--depth", metavar="FILE", help="for models that take one: a depth map, near is white")
     start.add_argument("--mask", metavar="FILE", help="white is painted anew, black stays")
     start.add_argument("--job", metavar="JSON|PNG", help="a job in JSON, or a picture made by mlxldm to make again")
 
 
 _WISHES = (
     "prompt", "negative", "model", "seed", "steps", "guidance", "sampler", "spacing", "width", "height", "count",
-    "image", "strength", "mask", "noise",
+    "image", "strength", "image_guidance", "depth", "mask", "noise",
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ import numpy as np
 from .errors import UserError, nearest
 from .job import NOISES, Job
 from .noise import Noise
-from .picture import load_image, load_mask, size_of
+from .picture import load_depth, load_image, load_mask, size_of
 from .samplers import SAMPLERS, Array, Denoise
 from .schedule import SPACINGS, Plan, Schedule
 
@@ -72,11 +72,20 @@ def resolve(job: Job, manifest: Manifest) -> Job:
     _check_drawn(manifest)
     _check_plain(job)
     _check_picture_in(job)
-    if manifest.denoiser.in_channels != manifest.vae.latent_channels:
+    latents = manifest.vae.latent_channels
+    more = {"inpaint": 1 + latents, "edit": latents, "depth": 1}.get(manifest.task, 0)
+    if manifest.denoiser.in_channels != latents + more:
         raise UserError(
-            f"{manifest.name} takes {manifest.denoiser.in_channels} channels where its autoencoder makes "
-            f"{manifest.vae.latent_channels}, as models for inpainting only do; this version cannot run it."
+            f"{manifest.name} takes {manifest.denoiser.in_channels} channels where a model for {manifest.task} takes "
+            f"{latents + more}: the model folder is damaged, convert it again."
         )
+    if manifest.task == "inpaint" and (job.image is None or job.mask is None):
+        raise UserError(
+            f"{manifest.name} paints into pictures: give the picture with --image and what to paint anew with --mask "
+            f"(white in it), or choose another model."
+        )
+    _check_edit(job, manifest)
+    _check_depth(job, manifest)
     sampler = job.sampler or own.sampler
     if sampler not in SAMPLERS:
         whose = "" if job.sampler else f", which {manifest.name} asks for"
@@ -90,7 +99,7 @@ def resolve(job: Job, manifest: Manifest) -> Job:
         )
     width, height = _size(job, manifest)
     strength = job.strength
-    if job.image is not None and strength is None:
+    if job.image is not None and strength is None and manifest.task != "edit":
         strength = 0.8 if job.mask is None else 1.0  # diffusers' own
     job = job.replace(
         seed=secrets.randbelow(2**32) if job.seed is None else job.seed,
@@ -101,6 +110,7 @@ def resolve(job: Job, manifest: Manifest) -> Job:
         width=width,
         height=height,
         strength=strength,
+        image_guidance=1.5 if manifest.task == "edit" and job.image_guidance is None else job.image_guidance,
     )
     _plan(job, manifest)  # complains where steps, spacing, sampler and strength do not fit together
     return job
@@ -108,9 +118,6 @@ def resolve(job: Job, manifest: Manifest) -> Job:
 
 # Models that open and convert, and wait for the code that draws with them: what each is for.
 WAITING = {
-    "inpaint": "inpainting (it takes a mask and the picture around it)",
-    "edit": "editing pictures as told (it takes the picture to edit)",
-    "depth": "pictures of a given depth (it takes a depth map)",
     "refine": "refining pictures of Stable Diffusion XL",
     "upscale": "making small pictures four times as large",
     "unconditional": "pictures of one kind, of nothing that is asked for",
@@ -129,16 +136,52 @@ def _check_drawn(manifest: Manifest) -> None:
             f"{manifest.name} is no whole model but a part of one ({parts}): it opens and converts, but using it "
             f"beside a whole model comes with a later version."
         )
-    if manifest.task in WAITING:
+    what = WAITING.get(manifest.task)
+    if manifest.family == "ldm-inpaint":
+        what = "inpainting without words"
+    if (manifest.family, manifest.task) == ("sdxl", "edit"):
+        what = "editing pictures as told, of the Stable Diffusion XL kind"
+    if what is not None:
         raise UserError(
-            f"{manifest.name} is a model for {WAITING[manifest.task]}: it opens and converts, but this version does "
-            f"not draw with it."
+            f"{manifest.name} is a model for {what}: it opens and converts, but this version does not draw with it."
         )
     if manifest.family in ("ldm-text", "ldm-text256"):
         raise UserError(
             f"{manifest.name} is one of the first latent diffusion models: it opens and converts, but this version "
             f"does not draw with it."
         )
+
+
+def _check_edit(job: Job, manifest: Manifest) -> None:
+    if manifest.task != "edit":
+        if job.image_guidance is not None:
+            raise UserError(
+                f"The job has an image guidance, which only models that edit as told have; {manifest.name} is none: "
+                f"leave it out."
+            )
+        return
+    if job.image is None or job.mask is not None or job.strength is not None:
+        raise UserError(
+            f"{manifest.name} edits a picture as told: give it with --image, what to do in the prompt, and no --mask "
+            f"or --strength; --image-guidance says how closely to keep to it."
+        )
+    if job.image_guidance is not None and not (math.isfinite(job.image_guidance) and job.image_guidance >= 1):
+        raise UserError(f"The job's image guidance is {job.image_guidance}, but it must be a number from 1 up.")
+
+
+def _check_depth(job: Job, manifest: Manifest) -> None:
+    if manifest.task != "depth":
+        if job.depth is not None:
+            raise UserError(
+                f"The job has a depth map, which only models with depth take; {manifest.name} is none: leave it out."
+            )
+        return
+    if job.depth is None or job.mask is not None:
+        raise UserError(
+            f"{manifest.name} draws what lies as deep as you say: give a depth map with --depth (near is white), and "
+            f"no --mask; --image may say where to start."
+        )
+    size_of(job.depth)  # complains if it cannot be read
 
 
 def _check_plain(job: Job) -> None:
@@ -210,11 +253,25 @@ def _pictures(model: Model, job: Job) -> Iterator[Step | Picture]:
     zeros = job.negative is None and model.manifest.zeros_for_empty
     text = model.encode_text(job.prompt, negative, job.width, job.height, zeros)
 
-    posterior, mask = None, None
+    posterior, mask, around = None, None, None
+    sees_mask = model.manifest.task == "inpaint"  # and the picture around it, at every step
     if job.image is not None:
-        posterior = model.encode_image(model.array(load_image(job.image, job.width, job.height)))
+        picture = load_image(job.image, job.width, job.height)
+        posterior = model.encode_image(model.array(picture))
+        if sees_mask:
+            assert job.mask is not None
+            outside = load_mask(job.mask, job.width, job.height, 1) < 0.5
+            around = model.encode_image(model.array(picture * outside))
     if job.mask is not None:
         mask = model.array(load_mask(job.mask, job.width, job.height, factor))
+    deep = None
+    if job.depth is not None:
+        deep = model.array(load_depth(job.depth, job.width, job.height, factor))
+    edits = model.manifest.task == "edit"
+    kept, plain = None, None
+    if edits and posterior is not None:
+        kept = posterior[0] * (1 / model.manifest.vae.scaling_factor)  # as trained: the latents without their scale
+        plain = model.encode_text(negative, None, job.width, job.height) if negative is not None else None
 
     for index in range(job.count):
         began = time.perf_counter()
@@ -224,21 +281,29 @@ def _pictures(model: Model, job: Job) -> Iterator[Step | Picture]:
         def draw(noise: Noise = noise) -> Array:
             return model.array(noise.draw(*shape))
 
-        denoise = guided(model, text, plan, job.guidance)
-        source: Array = None
-        if posterior is None:
+        source, more = None, deep
+        if posterior is None or edits:
             x = draw() * plan.start_scale
         else:
             mean, deviation = posterior
-            source = mean + deviation * draw()
-            first = draw()
-            if mask is not None:
-                noise.draw(*shape)  # diffusers encodes the masked picture too, for models that take it; the draw counts
-                denoise = masked(denoise, source, first, mask)
             pure = mask is not None and job.strength == 1
+            if not (sees_mask and pure):  # diffusers' order: each of these draws counts
+                source = mean + deviation * draw()
+            first = draw()
+            if around is not None:
+                hidden = around[0] + around[1] * draw()
+                more = model.array(np.concatenate([model.numpy(mask), model.numpy(hidden)], axis=-1))
+            elif mask is not None:
+                noise.draw(*shape)  # it encodes the masked picture for other models too
             x = first * plan.start_scale if pure else source + first * plan.sigmas[0]
-            model.evaluate(source)  # so that the first step's seconds are its own
+            model.evaluate(x)  # so that the first step's seconds are its own
 
+        if edits:
+            denoise = edited(model, text, plain, plan, job.guidance, job.image_guidance or 1.5, kept)
+        else:
+            denoise = guided(model, text, plan, job.guidance, more)
+        if mask is not None and not sees_mask:
+            denoise = masked(denoise, source, first, mask)
         clock = time.perf_counter()
         walk = SAMPLERS[job.sampler](denoise, x, plan.sigmas, draw, **plan.options)
         for step, (x, guess) in enumerate(walk, 1):
@@ -247,28 +312,57 @@ def _pictures(model: Model, job: Job) -> Iterator[Step | Picture]:
             clock = time.perf_counter()
 
         latent = x * plan.end_scale
-        if mask is not None:
+        if mask is not None and not sees_mask:
             latent = latent * mask + source * (1 - mask)
         pixels = _bytes(model.numpy(model.decode(latent)))
         yield Picture(index, pixels, own, time.perf_counter() - began)
 
 
-def guided(model: Model, text: Any, plan: Plan, guidance: float) -> Denoise:
+def guided(model: Model, text: Any, plan: Plan, guidance: float, more: Array | None = None) -> Denoise:
     """`denoise(x, sigma)` of a model with its text: the clean guess, guided away from the negative prompt.
+
+    `more` (1, h, w, c) are the channels that the network takes beside the latents.
 
     Where the model gives two answers: classifier-free guidance (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598).
     """
 
+    def answer(x: Array, timestep: float) -> Array:
+        told, without = model.predict(x, timestep, text, more)
+        return told if without is None else without + (told - without) * guidance
+
+    return _clean(answer, plan)
+
+
+def edited(
+    model: Model, text: Any, plain: Any, plan: Plan, guidance: float, image_guidance: float, kept: Array
+) -> Denoise:
+    """`denoise(x, sigma)` of a model that edits the picture `kept` (1, h, w, c) as told.
+
+    Guided twice, by the words and by the picture (Brooks et al. 2023, https://arxiv.org/abs/2211.09800, eq. 3). `plain`
+    is the negative prompt alone, None where there is no guidance.
+    """
+
+    def answer(x: Array, timestep: float) -> Array:
+        told, seen = model.predict(x, timestep, text, kept)
+        if seen is None:
+            return told
+        free, _ = model.predict(x, timestep, plain, kept * 0.0)
+        return free + (told - seen) * guidance + (seen - free) * image_guidance
+
+    return _clean(answer, plan)
+
+
+def _clean(answer: Callable[[Array, float], Array], plan: Plan) -> Denoise:
+    """`denoise(x, sigma)`: the clean guess that follows from a network's answer, by what it predicts."""
+
     def denoise(x: Array, sigma: float) -> Array:
         scale = 1 / math.sqrt(sigma * sigma + 1)
-        answer, without = model.predict(x * scale, plan.timestep(sigma), text)
-        if without is not None:
-            answer = without + (answer - without) * guidance
+        said = answer(x * scale, plan.timestep(sigma))
         if plan.prediction == "epsilon":
-            return x - answer * sigma
+            return x - said * sigma
         if plan.prediction == "v":
-            return x * (scale * scale) - answer * (sigma * scale)
-        return answer  # "sample": the model's answer is the guess
+            return x * (scale * scale) - said * (sigma * scale)
+        return said  # "sample": the model's answer is the guess
 
     return denoise
 

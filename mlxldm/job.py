@@ -32,6 +32,8 @@ class Job:
     count: int = 1
     image: str | None = None  # path of the picture to start from
     strength: float | None = None  # how much of it to change, 0 to 1
+    image_guidance: float | None = None  # for models that edit: how closely to keep to the picture
+    depth: str | None = None  # path of a depth map, near is white: for models that take one
     mask: str | None = None  # path of the mask: white is painted anew, black stays
     noise: str = "torch-cpu"  # whose random numbers: torch's CPU generator, or an NVIDIA GPU's
 

@@ -38,7 +38,7 @@ class Fake:
         self.texts.append((prompt, negative, width, height))
         return prompt, negative
 
-    def predict(self, x, timestep, cond):
+    def predict(self, x, timestep, cond, more=None):
         assert x.dtype == np.float32 and type(timestep) is float
         self.calls.append((x, timestep))
         answer = (np.tanh(x + 0.3 * np.roll(x, 1, 2)) * 0.5 + len(cond[0]) * 0.01).astype(np.float32)
@@ -137,7 +137,7 @@ def test_guided_gives_the_clean_latent_of_each_kind_of_answer(prediction):
     answer = {"epsilon": noise, "v": noise * alpha - clean * (sigma * alpha), "sample": clean}[prediction]
 
     class Perfect(Fake):
-        def predict(self, x, timestep, cond):
+        def predict(self, x, timestep, cond, more=None):
             np.testing.assert_allclose(x, clean * alpha + noise * (sigma * alpha), atol=1e-5)
             assert timestep == plan.timesteps[1]
             return (answer, None) if cond is None else (answer, answer - 1)
@@ -288,10 +288,10 @@ def test_a_model_whose_own_sampler_is_not_here_can_be_given_another():
     assert resolve(Job(sampler="euler"), manifest).sampler == "euler"
 
 
-def test_a_model_for_inpainting_only_is_refused():
+def test_a_model_whose_channels_are_not_those_of_its_task_is_refused():
     parts = {**MANIFEST.parts, "denoiser": dataclasses.replace(MANIFEST.denoiser, in_channels=9)}
     manifest = dataclasses.replace(MANIFEST, parts=parts)
-    with pytest.raises(UserError, match="9 channels"):
+    with pytest.raises(UserError, match="takes 9 channels where a model for text-to-image takes 4"):
         resolve(Job(), manifest)
 
 

@@ -129,8 +129,12 @@ class MlxModel:
             added = (outputs[-1].pooled * given, sizes)
         return Text(self._unet.keys_values(hidden), added)
 
-    def predict(self, x: mx.array, timestep: float, cond: Cond) -> tuple[mx.array, mx.array | None]:
+    def predict(
+        self, x: mx.array, timestep: float, cond: Cond, more: mx.array | None = None
+    ) -> tuple[mx.array, mx.array | None]:
         """The U-Net's raw output with the prompt and, if there is one, with the negative prompt."""
+        if more is not None:
+            x = mx.concatenate([x, more], axis=-1)
         if not cond.guided:
             return self._guess(x, timestep, cond.batches[0]), None
         if self._gpu:

@@ -131,8 +131,12 @@ class TorchModel:
         return self.encode_text(prompt, None, 0, 0).context
 
     @torch.no_grad()
-    def predict(self, x: Tensor, timestep: float, cond: Cond) -> tuple[Tensor, Tensor | None]:
+    def predict(
+        self, x: Tensor, timestep: float, cond: Cond, more: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         with self._here():
+            if more is not None:
+                x = torch.cat([x, more], dim=-1)
             if self._capture:
                 out = self._replay(x, timestep, cond)
             else:

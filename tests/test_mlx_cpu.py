@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-pytest.importorskip("mlx.core", reason="MLX is not installed")
+pytest.importorskip("mlxldm.on_mlx", reason="MLX is not installed")
 import mlxldm.on_mlx  # noqa: E402, F401, I001  (before mlx.core: brings the fast BLAS)
 import mlx.core as mx  # noqa: E402
 from mlxldm.on_mlx import cpu, layers  # noqa: E402

@@ -13,7 +13,7 @@ from weights import assert_same, psnr
 
 from mlxldm.errors import UserError
 
-pytest.importorskip("mlx.core", reason="MLX is not installed")
+pytest.importorskip("mlxldm.on_mlx", reason="MLX is not installed")
 import mlxldm.on_mlx as on_mlx  # noqa: E402, I001  (before mlx.core: brings the fast BLAS)
 import mlx.core as mx  # noqa: E402
 from mlxldm.on_mlx.model import MlxModel  # noqa: E402

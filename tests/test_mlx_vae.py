@@ -9,7 +9,7 @@ from weights import ArrayFolder, assert_same, of_torch, random
 from mlxldm.config import VaeConfig
 from mlxldm.errors import UserError
 
-pytest.importorskip("mlx.core", reason="MLX is not installed")
+pytest.importorskip("mlxldm.on_mlx", reason="MLX is not installed")
 import mlxldm.on_mlx  # noqa: E402, F401, I001  (before mlx.core: brings the fast BLAS)
 import mlx.core as mx  # noqa: E402
 from mlxldm.on_mlx.device import form  # noqa: E402

@@ -70,11 +70,14 @@ def _convert(args: argparse.Namespace) -> int:
     source = Path(args.source).expanduser()
     if not source.exists():
         source = store.locate(args.source)
-    change = beside(source) if source.is_file() else None
-    if change is not None:
-        return _change(change, args)
     prediction = {"eps": "epsilon"}.get(args.prediction, args.prediction)
-    folder = view(source, Wish(args.family, prediction, args.heads, not args.no_ema))
+    try:
+        folder = view(source, Wish(args.family, prediction, args.heads, not args.no_ema))
+    except UserError:  # only then, so that no model's header is read twice
+        change = beside(source) if source.is_file() else None
+        if change is None:
+            raise
+        return _change(change, args)
     report: dict[str, Any]
     if isinstance(folder, View):
         report = folder.report()

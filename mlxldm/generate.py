@@ -299,7 +299,8 @@ def _pictures(model: Model, job: Job) -> Iterator[Step | Picture]:
             model.evaluate(x)  # so that the first step's seconds are its own
 
         if edits:
-            denoise = edited(model, text, plain, plan, job.guidance, job.image_guidance or 1.5, kept)
+            assert job.image_guidance is not None
+            denoise = edited(model, text, plain, plan, job.guidance, job.image_guidance, kept)
         else:
             denoise = guided(model, text, plan, job.guidance, more)
         if mask is not None and not sees_mask:

@@ -20,7 +20,7 @@ import diffusers
 import torch
 
 from mlxldm.config import ScheduleConfig
-from mlxldm.generate import masked
+from mlxldm.guidance import masked
 from mlxldm.noise import TorchCpu
 from mlxldm.samplers import SAMPLERS
 from mlxldm.schedule import Schedule

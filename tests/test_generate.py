@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from mlxldm.errors import UserError
-from mlxldm.generate import Picture, Step, generate, guided, masked, resolve
+from mlxldm.generate import Picture, Step, generate, resolve
+from mlxldm.guidance import guided, masked
 from mlxldm.job import Job
 from mlxldm.noise import Noise
 from mlxldm.schedule import Schedule
@@ -98,7 +99,7 @@ def test_the_text_is_encoded_once_and_the_model_finishes_every_step():
     model = Fake()
     run(Job("a boat", "rain", seed=1, count=3), model)
     assert model.texts == [("a boat", "rain", 64, 64)]
-    assert model.evaluated == 12 and len(model.calls) == 12
+    assert model.evaluated == 3 * (1 + 4) and len(model.calls) == 12  # where each begins, and its steps
 
 
 @pytest.mark.parametrize(

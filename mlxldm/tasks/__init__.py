@@ -1,0 +1,60 @@
+"""What models are for. A task is how a job's words and pictures become the start of a walk and what leads it.
+
+One class a task, in a file of its own: what of a job it takes and refuses, what it reads once, and how each picture
+begins. `generate` does what is the same for all of them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..errors import UserError
+from .base import Inputs, Start, Task
+from .depth import Depth
+from .edit import Edit
+from .inpaint import Inpaint
+from .paint import Paint
+
+if TYPE_CHECKING:
+    from ..folder import Manifest
+
+__all__ = ["Inputs", "Start", "Task", "task_of"]
+
+TASKS: dict[str, type[Task]] = {"text-to-image": Paint, "inpaint": Inpaint, "edit": Edit, "depth": Depth}
+
+# Models that open and convert, and wait for the code that draws with them: what each is for.
+WAITING = {
+    "refine": "refining pictures of Stable Diffusion XL",
+    "upscale": "making small pictures four times as large",
+    "unconditional": "pictures of one kind, of nothing that is asked for",
+    "class-to-image": "pictures of a class",
+    "super-resolution": "making small pictures four times as large",
+    "semantic": "pictures of a map of labels",
+    "layout": "pictures of boxes with labels",
+    "retrieval": "pictures like others that are found for a text",
+}
+
+
+def task_of(manifest: Manifest) -> type[Task]:
+    """The task of a model, or a `UserError` where it is a part of one or waits for a later version."""
+    if manifest.task == "part":
+        parts = " and ".join(config.WHAT for config in manifest.parts.values())
+        raise UserError(
+            f"{manifest.name} is no whole model but a part of one ({parts}): it opens and converts, but using it "
+            f"beside a whole model comes with a later version."
+        )
+    what = WAITING.get(manifest.task)
+    if manifest.family == "ldm-inpaint":
+        what = "inpainting without words"
+    if (manifest.family, manifest.task) == ("sdxl", "edit"):
+        what = "editing pictures as told, of the Stable Diffusion XL kind"
+    if what is not None:
+        raise UserError(
+            f"{manifest.name} is a model for {what}: it opens and converts, but this version does not draw with it."
+        )
+    if manifest.family in ("ldm-text", "ldm-text256"):
+        raise UserError(
+            f"{manifest.name} is one of the first latent diffusion models: it opens and converts, but this version "
+            f"does not draw with it."
+        )
+    return TASKS[manifest.task]

@@ -1,0 +1,111 @@
+"""What all tasks share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from ..errors import UserError
+from ..job import Job
+from ..picture import size_of
+from ..samplers import Array, Denoise, Draw
+from ..schedule import Plan
+
+if TYPE_CHECKING:
+    from ..backend import Model
+    from ..folder import Manifest
+
+# What a job may have and not every model takes: what it is, and who does.
+OPTIONAL = {
+    "image_guidance": ("an image guidance", "only models that edit as told have"),
+    "depth": ("a depth map", "only models with depth take"),
+}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A job's pictures, read and brought to its size."""
+
+    image: np.ndarray | None = None  # (1, H, W, 3) float32 in [-1, 1]
+    mask: np.ndarray | None = None  # (1, H, W, 1) float32: 1 is painted anew, 0 stays
+
+
+def _as_it_is(latent: Array) -> Array:
+    return latent
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the walk of one picture begins, and what leads it."""
+
+    x: Array  # (1, h, w, c), as the sampler takes it
+    denoise: Denoise
+    finish: Callable[[Array], Array] = _as_it_is  # from the walk's latent to the one that is decoded
+
+
+class Task:
+    """A resolved job at work on a loaded model. Making one reads the words and pictures, once for all its pictures."""
+
+    TAKES: ClassVar[frozenset[str]] = frozenset()  # the fields of `OPTIONAL` that it takes
+    MORE: ClassVar[int] = 0  # channels that the network takes beside the latents, without those below
+    MORE_LATENTS: ClassVar[int] = 0  # ... and how many times as many as the latents have
+
+    @classmethod
+    def check(cls, job: Job, manifest: Manifest) -> Job:
+        """`job` with what the task takes where nothing is said, or a `UserError`; nothing is loaded for it."""
+        return job
+
+    @classmethod
+    def size(cls, job: Job, manifest: Manifest) -> tuple[int, int]:
+        """Width and height in pixels: as asked, else the input picture's (cut to whole latents), else the model's."""
+        unit = max(8, manifest.vae.factor)
+        width, height = job.width, job.height
+        if job.image is not None:
+            image = [side // unit * unit for side in size_of(job.image)]
+            if min(image) == 0 and None in (width, height):
+                raise UserError(
+                    f"{job.image!r} is smaller than {unit} × {unit} pixels; give a larger picture or a size."
+                )
+            width = image[0] if width is None else width
+            height = image[1] if height is None else height
+        width = manifest.defaults.width if width is None else width
+        height = manifest.defaults.height if height is None else height
+        for name, side in (("width", width), ("height", height)):
+            if side < unit or side % unit:
+                near = max(unit, round(side / unit) * unit)
+                raise UserError(f"The {name} is {side}, but it must be a multiple of {unit}, for example {near}.")
+        return width, height
+
+    def __init__(self, model: Model, job: Job, plan: Plan, inputs: Inputs):
+        assert job.width is not None and job.height is not None and job.guidance is not None
+        self.model, self.job, self.plan, self.inputs = model, job, plan, inputs
+        self.factor = model.manifest.vae.factor
+        self.width, self.height, self.guidance = job.width, job.height, job.guidance
+
+    def start(self, draw: Draw) -> Start:
+        """How one picture begins; `draw()` gives its normal numbers (1, h, w, c), in diffusers' order."""
+        raise NotImplementedError
+
+    # What most of them do.
+
+    @property
+    def negative(self) -> str | None:
+        """The negative prompt, None where there is no guidance."""
+        return (self.job.negative or "") if self.guidance > 1 else None
+
+    def read_prompts(self) -> Any:
+        """Prompt and negative prompt, as `predict` takes them."""
+        zeros = self.job.negative is None and self.model.manifest.zeros_for_empty
+        return self.model.encode_text(self.job.prompt, self.negative, self.width, self.height, zeros)
+
+    def encode(self, pixels: np.ndarray) -> tuple[Array, Array]:
+        """Mean and standard deviation of the latent of `pixels` (1, H, W, 3)."""
+        return self.model.encode_image(self.model.array(pixels))
+
+    def latent_mask(self) -> Array:
+        """The mask at the size of the latents: as diffusers does, every `factor`-th pixel of it."""
+        assert self.inputs.mask is not None
+        return self.model.array(self.inputs.mask[:, :: self.factor, :: self.factor])

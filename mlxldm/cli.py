@@ -235,10 +235,13 @@ def _wish(args: argparse.Namespace) -> Job:
 
 def check_prompts(folder: Folder, job: Job) -> None:
     """`UserError` naming what does not fit, if a prompt is longer than the model can read; said before loading it."""
-    from .tokenizer import ClipTokenizer
+    from .config import BertConfig, ClipTextConfig
+    from .tokenizer import open_tokenizer
 
-    config = folder.manifest.text
-    tokenizer = ClipTokenizer.from_files(folder.tokenizer_files(1))
+    config = folder.manifest.parts.get("text")
+    if not isinstance(config, ClipTextConfig | BertConfig) or folder.manifest.task == "layout":
+        return  # nothing is read; or boxes are, as if they were a text
+    tokenizer = open_tokenizer(config, folder.tokenizer_files(1))
     tokenizer.check(job.prompt, config.max_position_embeddings)
     tokenizer.check(job.negative or "", config.max_position_embeddings, "negative prompt")
 

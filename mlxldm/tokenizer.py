@@ -1,12 +1,16 @@
-"""CLIP's byte-level byte-pair encoding, exactly as transformers' fast tokenizer does it. Standard library only.
+"""Text to token ids, exactly as transformers' fast tokenizers do it: CLIP's byte-pair encoding, and BERT's word pieces.
+Standard library only.
 
-A prompt is cut into words (letters, single digits, runs of anything else), each word is written as UTF-8 bytes, each
-byte as one of 256 printable letters (GPT-2's table), and neighbouring symbols are merged by rank until none fits. The
-last symbol of a word carries `</w>`.
+CLIP: a prompt is cut into words (letters, single digits, runs of anything else), each word is written as UTF-8 bytes,
+each byte as one of 256 printable letters (GPT-2's table), and neighbouring symbols are merged by rank until none fits.
+The last symbol of a word carries `</w>`.
 
 Three details decide whether rare prompts come out right: white space is Unicode's White_Space, which `str.isspace` is
 not (U+001C to U+001F); lower-casing goes letter by letter, without Python's rule for the last sigma of a word; and
 words are found with `unicodedata` categories, because `re` has no \\p{L}.
+
+BERT: a prompt is lower-cased and loses its accents, punctuation and Chinese characters are words of their own, and each
+word is cut into the longest pieces that the vocabulary has, from its beginning on.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from mlxldm.errors import UserError
 
@@ -73,6 +77,39 @@ NEW_LOWER = {
 }
 LETTERS = _byte_letters()
 BYTES = {letter: byte for byte, letter in LETTERS.items()}
+
+
+class Tokenizer(Protocol):
+    """What both kinds below can do. `size` is the number of ids, `pad` the one that fills a prompt up."""
+
+    size: int
+    pad: int
+
+    def ids(self, text: str, length: int = 77) -> list[int]: ...
+
+    def check(self, text: str, length: int = 77, name: str = "prompt") -> None: ...
+
+
+def open_tokenizer(config: Any, files: Mapping[str, bytes]) -> Tokenizer:
+    """The tokenizer of a text encoder (its `ClipTextConfig` or `BertConfig`) from the files of its folder.
+
+    Raises UserError for files that make none, or one with more tokens than the text encoder knows.
+    """
+    tokenizer = (WordPiece if config.KIND == "bert" else ClipTokenizer).from_files(files)
+    if tokenizer.size > config.vocab_size:
+        raise UserError(
+            f"The tokenizer has {tokenizer.size} tokens, but the model's text encoder knows {config.vocab_size}: they "
+            f"do not belong together."
+        )
+    return tokenizer
+
+
+def _left_out(rest: str, length: int, name: str) -> None:
+    if rest:
+        raise UserError(
+            f"The {name} is too long for this model, which reads {length - 2} tokens: {rest!r} would be left out; "
+            f"shorten it."
+        )
 
 
 class ClipTokenizer:
@@ -193,12 +230,7 @@ class ClipTokenizer:
 
     def check(self, text: str, length: int = 77, name: str = "prompt") -> None:
         """UserError, saying what does not fit, if `ids` would leave out a part of `text`."""
-        rest = self.left_out(text, length)
-        if rest:
-            raise UserError(
-                f"The {name} is too long for this model, which reads {length - 2} tokens: {rest!r} would be left out; "
-                f"shorten it."
-            )
+        _left_out(self.left_out(text, length), length, name)
 
     def decode(self, ids: list[int]) -> str:
         """What ids say, lower-cased and with single spaces between words."""
@@ -300,6 +332,159 @@ def _words(text: str) -> Iterator[str]:
         if kind != " ":
             yield text[position:end]
         position = end
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# BERT
+
+
+ROLES = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]"}
+LONGEST_WORD = 100  # letters; longer ones are unknown
+# Blocks of Chinese characters, each of them a word (the table of Google's BERT)
+CHINESE = (
+    *((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2A6DF)),
+    *((0x2A700, 0x2CEAF), (0x2F800, 0x2FA1F)),
+)
+NO_WORDS = (
+    "The model comes without its text encoder's words: lay vocab.txt of bert-base-uncased "
+    "(https://huggingface.co/google-bert/bert-base-uncased) beside the checkpoint, or into the folder tokenizer of a "
+    "converted model."
+)
+
+
+class WordPiece:
+    """Text to the ids of BERT's uncased vocabulary (Devlin et al. 2018, https://arxiv.org/abs/1810.04805).
+
+    `cls`, `sep`, `pad` are the ids that frame and fill a prompt; `size` is the number of ids.
+
+    As BertTokenizerFast, which the latent diffusion models were trained with: letters become small one by one, without
+    the rule for the last sigma of a word that the slow tokenizer follows. Characters younger than the fast one's tables
+    (Unicode 9) are what Python's say; bert-base-uncased has none of them.
+    """
+
+    def __init__(self, vocabulary: Mapping[str, int], special: Mapping[str, str] | None = None) -> None:
+        """`special` are the special tokens by their ROLES, where they have other names than BERT's."""
+        if not 0 < len(vocabulary) <= MAX_VOCABULARY:
+            raise UserError(f"The tokenizer has {len(vocabulary)} words; 1 to {MAX_VOCABULARY} were expected.")
+        ids = vocabulary.values()
+        if not all(type(i) is int for i in ids) or set(ids) != set(range(len(vocabulary))):
+            raise UserError("The tokenizer's ids are not 0, 1, 2, ... each once: its vocabulary is damaged.")
+        self._ids = dict(vocabulary)
+        self._names = {i: name for name, i in self._ids.items()}
+        self._longest = max(map(len, self._ids))
+        self.size = len(self._ids)
+        tokens = ROLES | dict(special or {})
+        for role, token in tokens.items():
+            if token not in self._ids and role != "mask_token":
+                raise UserError(
+                    f"The tokenizer's vocabulary has no {token}: it is not that of bert-base-uncased, which the model "
+                    f"needs."
+                )
+        self.cls, self.sep, self.pad, self._unknown = (self._ids[token] for token in list(tokens.values())[:4])
+        self._special = sorted((token for token in tokens.values() if token in self._ids), key=len, reverse=True)
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> WordPiece:
+        """From the contents of a tokenizer folder: `vocab.txt`, or `tokenizer.json`.
+
+        Raises UserError, saying which file to get, where there is neither: no checkpoint has the words in it.
+        """
+        config, whole = _json(files, "tokenizer_config.json"), _json(files, "tokenizer.json")
+        said: dict[str, Any] = {**_json(files, "special_tokens_map.json"), **config}
+        if "vocab.txt" in files:
+            words = _text(files, "vocab.txt").split("\n")
+            lines = [word.removesuffix("\r") for word in (words[:-1] if words[-1] == "" else words)]
+            vocabulary: dict[str, int] = {word: i for i, word in enumerate(lines)}
+        elif whole:
+            model, how = whole.get("model"), whole.get("normalizer")
+            if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
+                raise UserError("tokenizer.json has no usable vocab: it is damaged.")
+            if model.get("type", "WordPiece") != "WordPiece" or model.get("continuing_subword_prefix", "##") != "##":
+                raise UserError("tokenizer.json does not cut words into ## pieces: this is not a BERT tokenizer.")
+            if model.get("max_input_chars_per_word", LONGEST_WORD) != LONGEST_WORD:
+                raise UserError(f"tokenizer.json does not know words of {LONGEST_WORD} letters: this is not BERT's.")
+            vocabulary = model["vocab"]
+            if isinstance(how, dict):
+                said = {"do_lower_case": how.get("lowercase", True), "strip_accents": how.get("strip_accents")} | said
+        else:
+            raise UserError(NO_WORDS)
+        for key, usual in (("do_lower_case", True), ("strip_accents", None), ("tokenize_chinese_chars", True)):
+            if said.get(key, usual) not in (usual, True):
+                raise UserError(f"The tokenizer says {key} = {said[key]}, but only the uncased BERT is known here.")
+        special = {}
+        for role in ROLES:
+            token = said.get(role)
+            token = token.get("content") if isinstance(token, dict) else token
+            if isinstance(token, str) and token:
+                special[role] = token
+        return cls(vocabulary, special)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, without [CLS], [SEP] and padding."""
+        text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")  # lone surrogates have no UTF-8
+        ids: list[int] = []
+        for piece, is_special in _split(text, self._special):
+            if is_special:
+                ids.append(self._ids[piece])
+            else:
+                for word in _bert_words(piece):
+                    ids.extend(self._pieces(word))
+        return ids
+
+    def ids(self, text: str, length: int = 77) -> list[int]:
+        """`length` ids as the text encoder wants them: [CLS], the prompt as far as it fits, [SEP], [PAD]."""
+        kept = [self.cls, *self.encode(text)[: length - 2], self.sep]
+        return kept + [self.pad] * (length - len(kept))
+
+    def check(self, text: str, length: int = 77, name: str = "prompt") -> None:
+        """UserError, saying what does not fit, if `ids` would leave out a part of `text`."""
+        _left_out(self.decode(self.encode(text)[length - 2 :]), length, name)
+
+    def decode(self, ids: list[int]) -> str:
+        """What ids say, as far as the vocabulary knows it."""
+        return " ".join(self._names[i] for i in ids).replace(" ##", "").removeprefix("##")
+
+    def _pieces(self, word: str) -> list[int]:
+        """The longest pieces of the vocabulary one after the other; one unknown, if a place has none."""
+        if len(word) > LONGEST_WORD:
+            return [self._unknown]
+        found: list[int] = []
+        start = 0
+        while start < len(word):
+            before = "##" if start else ""
+            ends = range(min(len(word), start + self._longest), start, -1)
+            end = next((end for end in ends if before + word[start:end] in self._ids), None)
+            if end is None:
+                return [self._unknown]
+            found.append(self._ids[before + word[start:end]])
+            start = end
+        return found
+
+
+def _bert_words(text: str) -> Iterator[str]:
+    """BERT's words: small letters without accents between white space; punctuation and Chinese stand alone."""
+    clean = []
+    for letter in text:
+        category = unicodedata.category(letter)
+        if letter in "\t\n\r" or letter in WHITE_SPACE and category != "Cc":
+            clean.append(" ")
+        elif letter != "\ufffd" and category not in ("Cc", "Cf", "Co"):
+            chinese = any(first <= ord(letter) <= last for first, last in CHINESE)
+            clean.append(f" {letter} " if chinese else letter)
+    bare = (c for c in unicodedata.normalize("NFD", "".join(clean)) if unicodedata.category(c) != "Mn")
+    word = ""
+    for letter in "".join(c.lower() for c in bare):
+        alone = unicodedata.category(letter)[0] == "P" or letter in "$+<=>^`|~"  # ASCII's own, by BERT's table
+        if letter != " " and not alone:
+            word += letter
+            continue
+        if word:
+            yield word
+        if alone:
+            yield letter
+        word = ""
+    if word:
+        yield word
 
 
 # ---------------------------------------------------------------------------------------------------------------------

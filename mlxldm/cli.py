@@ -152,12 +152,22 @@ def _generate_arguments(parser: Parser) -> None:
                        help="for models that edit as told: how closely to keep to it; default 1.5")  # fmt: skip
     start.add_argument("--depth", metavar="FILE", help="for models that take one: a depth map, near is white")
     start.add_argument("--mask", metavar="FILE", help="white is painted anew, black stays")
+    other = parser.add_argument_group("for models that do not draw from words")
+    other.add_argument("--class", dest="label", type=whole, metavar="N", help="for models of classes: which, from 0")
+    other.add_argument("--box", action="append", metavar="LABEL:X0,Y0,X1,Y1",
+                       help="for models that draw by boxes: what is where, in parts of it; again for each")  # fmt: skip
+    other.add_argument("--boxes", metavar="JSON", help='a file of them: [{"label": "Dog", "box": [0, 0, 0.5, 1]}, ...]')
+    other.add_argument("--semantic", metavar="PNG", help="for models that take one: a map of labels (COCO-Stuff's)")
+    other.add_argument("--database", metavar="FOLDER", help="for models that look at pictures: where to find some")
+    other.add_argument("--neighbours", type=whole, metavar="N", help="how many of them to look at; default 10")
+    other.add_argument("--clip", metavar="FOLDER", help="the CLIP (ViT-L/14) that finds them, as transformers has it")
     start.add_argument("--job", metavar="JSON|PNG", help="a job in JSON, or a picture made by mlxldm to make again")
 
 
 _WISHES = (
     "prompt", "negative", "model", "seed", "steps", "guidance", "sampler", "spacing", "width", "height", "count",
-    "image", "strength", "image_guidance", "depth", "mask", "noise",
+    "image", "strength", "image_guidance", "depth", "mask", "noise", "label", "boxes", "semantic", "database",
+    "neighbours", "clip",
 )  # fmt: skip
 
 
@@ -224,6 +234,10 @@ def _wish(args: argparse.Namespace) -> Job:
     from .job import Job
 
     given = {name: getattr(args, name) for name in _WISHES if getattr(args, name) is not None}
+    if args.boxes is not None or args.box is not None:
+        from . import boxes
+
+        given["boxes"] = (boxes.read(args.boxes) if args.boxes else ()) + tuple(map(boxes.from_text, args.box or ()))
     if args.job is not None:
         from .picture import read_job
 

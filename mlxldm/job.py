@@ -16,6 +16,14 @@ NOISES = ("torch-cpu", "nvidia")
 
 
 @dataclass(frozen=True)
+class Box:
+    """Where something is to be, for models that draw by boxes."""
+
+    label: str | int  # what, by its name or its number
+    box: tuple[float, float, float, float]  # left, top, right, bottom in parts of the picture, 0 to 1
+
+
+@dataclass(frozen=True)
 class Job:
     """A wish for one or more pictures. `None` means "not given": the model's own default, never zero."""
 
@@ -35,6 +43,12 @@ class Job:
     image_guidance: float | None = None  # for models that edit: how closely to keep to the picture
     depth: str | None = None  # path of a depth map, near is white: for models that take one
     mask: str | None = None  # path of the mask: white is painted anew, black stays
+    label: int | None = None  # for models of classes: the number of one
+    boxes: tuple[Box, ...] | None = None  # for models that draw by boxes
+    semantic: str | None = None  # path of a map of labels: for models that take one
+    database: str | None = None  # path of a folder of pictures: for models that look at some while they draw
+    neighbours: int | None = None  # how many of them
+    clip: str | None = None  # path of the CLIP that finds them
     noise: str = "torch-cpu"  # whose random numbers: torch's CPU generator, or an NVIDIA GPU's
 
     @classmethod
@@ -45,7 +59,10 @@ class Job:
         Whether the values make sense for a model is asked later, by `generate.resolve`.
         """
         if not isinstance(data, dict):
-            data = _parse(data)
+            data = parse(data, "This is not a job in JSON")
+            if not isinstance(data, dict):
+                kind = type(data).__name__
+                raise UserError(f"A job is a JSON object like {{\"prompt\": \"...\"}}, but this is a {kind}.")
         known = {field.name: field for field in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
         for key, value in data.items():
@@ -53,7 +70,8 @@ class Job:
                 raise UserError(
                     f"A job has no {key!r}.{nearest(key, known)} It knows {', '.join(known)}."
                 )
-            values[key] = _checked(key, value, str(known[key].type))
+            boxes = key == "boxes" and value is not None
+            values[key] = boxes_of(value) if boxes else _checked(key, value, str(known[key].type))
         return cls(**values)
 
     def to_json(self) -> dict[str, Any]:
@@ -65,17 +83,37 @@ class Job:
         return dataclasses.replace(self, **changes)
 
 
-def _parse(text: str | bytes) -> dict[str, Any]:
+def parse(text: str | bytes, otherwise: str) -> Any:
+    """What a text in JSON says; `otherwise` begins the `UserError` for one that is none."""
+
     def refuse(word: str) -> Any:
         raise ValueError(f"{word} is not a JSON number")
 
     try:
-        data = json.loads(text, parse_constant=refuse)
+        return json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"This is not a job in JSON: {error}.") from None
-    if not isinstance(data, dict):
-        raise UserError(f"A job is a JSON object like {{\"prompt\": \"...\"}}, but this is a {type(data).__name__}.")
-    return data
+        raise UserError(f"{otherwise}: {error}.") from None
+
+
+def boxes_of(value: Any) -> tuple[Box, ...]:
+    """The boxes in a JSON list of objects with a label and a box; strict, as the job itself."""
+    form = 'a list like [{"label": "Dog", "box": [0.1, 0.4, 0.5, 0.9]}, ...]'
+    if not isinstance(value, list | tuple):
+        raise UserError(f"Boxes are {form}, but this is {json.dumps(value, default=str)[:60]}.")
+    found = []
+    for item in value:
+        sides = item.get("box") if isinstance(item, dict) and set(item) == {"label", "box"} else None
+        label = item["label"] if sides is not None else None
+        four = isinstance(sides, list | tuple) and len(sides) == 4 and all(_is_number(side) for side in sides)
+        if sides is None or not four or not isinstance(label, str | int) or isinstance(label, bool):
+            raise UserError(f"Boxes are {form}, but one of them is {json.dumps(item, default=str)[:80]}.")
+        left, top, right, bottom = (_checked("box", side, "float") for side in sides)
+        found.append(Box(label, (left, top, right, bottom)))
+    return tuple(found)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _checked(key: str, value: Any, declared: str) -> Any:
@@ -85,7 +123,7 @@ def _checked(key: str, value: Any, declared: str) -> Any:
         return None
     if "int" in kinds and isinstance(value, int) and not isinstance(value, bool):
         return value
-    if "float" in kinds and isinstance(value, int | float) and not isinstance(value, bool):
+    if "float" in kinds and _is_number(value):
         try:
             return float(value)
         except OverflowError:

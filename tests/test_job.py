@@ -8,7 +8,7 @@ import json
 import pytest
 
 from mlxldm.errors import UserError, nearest
-from mlxldm.job import Job
+from mlxldm.job import Box, Job
 
 
 def test_a_job_survives_json():
@@ -26,9 +26,20 @@ def test_what_is_not_given_is_left_out_and_zero_is_given():
 
 def test_every_field_survives_alone():
     for field in dataclasses.fields(Job):
+        if field.name == "boxes":
+            continue
         value = {"int": 3, "float": 0.5, "str": "x"}[str(field.type).split(" ")[0]]
         job = Job.from_json({field.name: value})
         assert getattr(job, field.name) == value and Job.from_json(job.to_json()) == job
+
+
+def test_boxes_survive_and_a_job_with_them_is_still_hashable():
+    job = Job(boxes=(Box("Dog", (0.0, 0.25, 0.5, 1.0)), Box(7, (0.1, 0.1, 0.2, 0.2))))
+    data = json.loads(json.dumps(job.to_json()))
+    assert data["boxes"] == [{"label": "Dog", "box": [0, 0.25, 0.5, 1]}, {"label": 7, "box": [0.1, 0.1, 0.2, 0.2]}]
+    assert Job.from_json(data) == job == Job.from_json(job.to_json()) and hash(Job.from_json(data)) == hash(job)
+    assert Job.from_json({"boxes": None}).boxes is None and Job.from_json({"boxes": []}).boxes == ()
+    assert Job.from_json({"boxes": [{"label": 0, "box": [0, 0, 1, 1]}]}).boxes == (Box(0, (0.0, 0.0, 1.0, 1.0)),)
 
 
 def test_none_is_not_given_and_a_whole_number_is_a_number():
@@ -46,6 +57,14 @@ def test_none_is_not_given_and_a_whole_number_is_a_number():
         ({"guidance": "high"}, "guidance should be a number"),
         ({"guidance": 10**400}, "guidance is too large"),
         ({"prompt": None}, "prompt should be a text"),
+        ({"boxes": "Dog:0,0,1,1"}, 'Boxes are a list like [{"label": "Dog"'),
+        ({"boxes": [["Dog", 0, 0, 1, 1]]}, "but one of them is"),
+        ({"boxes": [{"label": "Dog", "box": [0, 0, 1]}]}, "but one of them is"),
+        ({"boxes": [{"label": "Dog", "box": [0, 0, 1, "1"]}]}, "but one of them is"),
+        ({"boxes": [{"label": None, "box": [0, 0, 1, 1]}]}, "but one of them is"),
+        ({"boxes": [{"label": True, "box": [0, 0, 1, 1]}]}, "but one of them is"),
+        ({"boxes": [{"label": "Dog", "box": [0, 0, 1, 1], "group": True}]}, "but one of them is"),
+        ({"boxes": [{"label": "Dog", "box": [0, 0, 1, 10**400]}]}, "too large"),
         ({"count": None}, "count should be a whole number"),
         ("[1]", "A job is a JSON object"),
         ("{", "not a job in JSON"),

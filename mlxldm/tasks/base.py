@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 OPTIONAL = {
     "image_guidance": ("an image guidance", "only models that edit as told have"),
     "depth": ("a depth map", "only models with depth take"),
+    "label": ("a class", "only models of classes take"),
+    "boxes": ("boxes", "only models that draw by boxes take"),
+    "semantic": ("a map of labels", "only models that draw by one take"),
+    "database": ("a folder of pictures to find some in", "only models that look at pictures take"),
+    "neighbours": ("a number of neighbours", "only models that look at pictures take"),
+    "clip": ("a CLIP", "only models that look at pictures take"),
 }
 
 

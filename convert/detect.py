@@ -150,7 +150,7 @@ def _diffusers(root: Path, wish: Wish) -> Found:
         for name in ("text_encoder", "text_encoder_2")
         if name in classes
     }
-    schedule, sampler = schedule_of(root, family, why)
+    schedule = schedule_of(root, family, why)
     if wish.prediction is not None:
         schedule = dataclasses.replace(schedule, prediction=wish.prediction)
         why.append(f"it predicts {wish.prediction}, as --prediction says")
@@ -164,13 +164,13 @@ def _diffusers(root: Path, wish: Wish) -> Found:
 
     name, source = identity_of(root)
     height, width = ((side * vae.factor) for side in (unet.sample_size or (64, 64)))
-    few = sampler in ("lcm", "tcd")
+    few = schedule.sampler in ("lcm", "tcd")
     defaults = Defaults(
         width=width,
         height=height,
         steps=4 if few else 25,
         guidance=1.0 if few else FAMILY_GUIDANCE[family],
-        sampler=sampler,
+        sampler=schedule.sampler,
     )
     manifest = Manifest(
         name=name,
@@ -330,10 +330,7 @@ def _text(root: Path, folder: str, cls: str, skip: int) -> ClipTextConfig:
     return config
 
 
-def schedule_of(root: Path, family: str, why: list[str]) -> tuple[ScheduleConfig, str]:
-    """The schedule, and the name of the default sampler."""
-    from mlxldm.samplers import SAMPLERS
-
+def schedule_of(root: Path, family: str, why: list[str]) -> ScheduleConfig:
     path = member(root, "scheduler", "scheduler_config.json")
     if path is None:
         raise UserError(f"{shown(root / 'scheduler')} has no scheduler_config.json: the model is not complete.")
@@ -343,11 +340,7 @@ def schedule_of(root: Path, family: str, why: list[str]) -> tuple[ScheduleConfig
         # diffusers' Stable Diffusion pipelines do so to configs that are older than the offset
         schedule = dataclasses.replace(schedule, steps_offset=1)
         why.append("steps_offset is taken as 1, as diffusers' pipelines take it")
-    sampler = schedule.sampler
-    if sampler not in SAMPLERS:
-        sampler = "dpmpp_2m"
-        why.append(f"its own sampler, {schedule.sampler}, comes with a later version; {sampler} is the default instead")
-    return schedule, sampler
+    return schedule
 
 
 def identity_of(root: Path) -> tuple[str, str]:

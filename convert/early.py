@@ -87,7 +87,7 @@ def early(root: Path, index: dict[str, Any], wish: detect.Wish) -> detect.Found:
         why.append(f"its latents are scaled by {vae.scaling_factor}: its config says nothing else")
     _fits(root, task, unet, vae, configs.get("text"))
 
-    schedule, sampler = detect.schedule_of(root, family, why)
+    schedule = detect.schedule_of(root, family, why)
     if wish.prediction is not None:
         schedule = dataclasses.replace(schedule, prediction=wish.prediction)
         why.append(f"it predicts {wish.prediction}, as --prediction says")
@@ -103,7 +103,7 @@ def early(root: Path, index: dict[str, Any], wish: detect.Wish) -> detect.Found:
         parts=configs,
         schedule=schedule,
         defaults=Defaults(
-            width=width, height=height, steps=table["steps"], guidance=table["guidance"], sampler=sampler
+            width=width, height=height, steps=table["steps"], guidance=table["guidance"], sampler=schedule.sampler
         ),
         source={"name": source, "kind": "diffusers folder"},
         license=detect.license_of(root),

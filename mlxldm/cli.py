@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from .job import Job
 
 # Spelled out so that `--help` imports no numerics; a test holds them equal to SAMPLERS and SPACINGS.
-SAMPLERS = "ddim ddpm euler euler_a heun lms pndm dpmpp_2s dpmpp_2m dpmpp_2m_sde dpmpp_sde unipc lcm".split()
-SPACINGS = "model leading trailing linspace karras exponential sgm_uniform".split()
+SAMPLERS = (
+    "ddim ddpm euler euler_a heun lms pndm dpm2 dpm2_a dpmpp_2s dpmpp_2m dpmpp_2m_sde dpmpp_sde dpmpp_3m_sde unipc "
+    "deis lcm tcd"
+).split()
+SPACINGS = "model leading trailing linspace karras exponential sgm_uniform beta ays".split()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

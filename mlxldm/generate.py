@@ -146,7 +146,7 @@ def _check_picture_in(job: Job) -> None:
 def _plan(job: Job, manifest: Manifest) -> Plan:
     assert job.steps is not None and job.spacing is not None and job.sampler is not None
     strength = 1.0 if job.strength is None else job.strength
-    return Schedule(manifest.schedule).plan(job.steps, job.spacing, job.sampler, strength)
+    return Schedule(manifest.schedule, manifest.family).plan(job.steps, job.spacing, job.sampler, strength)
 
 
 # The work.

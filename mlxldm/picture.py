@@ -185,10 +185,14 @@ def _part_of(target: Path) -> Path:
 # The names other programs know our samplers and spacings by.
 _SAMPLERS = {
     "ddim": "DDIM", "ddpm": "DDPM", "euler": "Euler", "euler_a": "Euler a", "heun": "Heun", "lms": "LMS",
-    "pndm": "PLMS", "dpmpp_2s": "DPM++ 2S", "dpmpp_2m": "DPM++ 2M", "dpmpp_2m_sde": "DPM++ 2M SDE",
-    "dpmpp_sde": "DPM++ SDE", "unipc": "UniPC", "lcm": "LCM",
+    "pndm": "PLMS", "dpm2": "DPM2", "dpm2_a": "DPM2 a", "dpmpp_2s": "DPM++ 2S", "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2m_sde": "DPM++ 2M SDE", "dpmpp_sde": "DPM++ SDE", "dpmpp_3m_sde": "DPM++ 3M SDE", "unipc": "UniPC",
+    "deis": "DEIS", "lcm": "LCM", "tcd": "TCD",
 }  # fmt: skip
-_SPACINGS = {"karras": "Karras", "exponential": "Exponential", "sgm_uniform": "SGM Uniform"}
+_SPACINGS = {
+    "karras": "Karras", "exponential": "Exponential", "sgm_uniform": "SGM Uniform", "beta": "Beta",
+    "ays": "Align Your Steps",
+}  # fmt: skip
 
 
 def parameters(job: Job, made_by: dict[str, Any] | None = None) -> str:

@@ -93,6 +93,40 @@ def lms(denoise: Denoise, x: Array, sigmas: Sequence[float], draw: Draw, earlier
         yield x, guess
 
 
+def dpm2(denoise: Denoise, x: Array, sigmas: Sequence[float], draw: Draw) -> Walk:
+    """DPM-Solver-2, by way of the middle of a step: two calls, and one where the noise ends.
+
+    Lu et al. 2022, https://arxiv.org/abs/2206.00927, algorithm 1; the middle is that of log sigma.
+    """
+    for a, b in pairwise(sigmas):
+        guess = denoise(x, a)
+        if b == 0:
+            x = guess
+        else:
+            middle = sqrt(a * b)
+            ahead = x * (middle / a) + guess * (1 - middle / a)
+            guess = denoise(ahead, middle)
+            x = x + (ahead - guess) * ((b - a) / middle)
+        yield x, guess
+
+
+def dpm2_a(denoise: Denoise, x: Array, sigmas: Sequence[float], draw: Draw) -> Walk:
+    """`dpm2` in ancestral steps: down to less noise than asked for, then fresh noise on top (k-diffusion's sampler)."""
+    for a, b in pairwise(sigmas):
+        guess = denoise(x, a)
+        if b == 0:
+            x = guess
+        else:
+            down, up = _ancestral(a, b)
+            # Half way down in log sigma is b itself. A hair above it is no level of the plan, so that the model is told
+            # the timestep of a middle, as by diffusers, and not that of the next step, which may be a rounded one.
+            middle = b * (1 + 1e-9)
+            ahead = x * (middle / a) + guess * (1 - middle / a)
+            guess = denoise(ahead, middle)
+            x = x + (ahead - guess) * ((down - a) / middle) + draw() * up
+        yield x, guess
+
+
 def pndm(
     denoise: Denoise,
     x: Array,
@@ -233,6 +267,39 @@ def dpmpp_2m_sde(
     return dpmpp_2m(denoise, x, sigmas, draw, orders, kind, noisy=True)
 
 
+def dpmpp_3m_sde(
+    denoise: Denoise, x: Array, sigmas: Sequence[float], draw: Draw, orders: Sequence[int] | None = None
+) -> Walk:
+    """SDE-DPM-Solver++(3M): the last three guesses say how the next one's way bends.
+
+    k-diffusion's sampler, of the family of Lu et al. 2022, https://arxiv.org/abs/2211.01095, and not the third order of
+    diffusers' class, which subtracts where this adds (see `dpmpp_2m`). As there, the bend weighs half of what its
+    integral says: the order stays 2, with a fifth of the error of `dpmpp_2m_sde`. `orders`: of every step; by default
+    1, 2, then 3, and 1 where the noise ends.
+    """
+    guesses: list[Array] = []
+    for i, (a, b) in enumerate(pairwise(sigmas)):
+        guess = denoise(x, a)
+        guesses = [guess, *guesses[:2]]
+        order = 1 if b == 0 else min(i + 1, 3) if orders is None else orders[i]
+        r = (b / a) ** 2
+        x = x * r + guess * (1 - r)
+        if order > 1:
+            h = log(a / b)
+            phi2 = (r - 1) / (2 * h) + 1
+            r0 = log(sigmas[i - 1] / a) / h
+            rise = (guess - guesses[1]) / r0
+        if order == 2:
+            x = x + rise * phi2
+        elif order == 3:
+            r1 = log(sigmas[i - 2] / sigmas[i - 1]) / h
+            bend = (rise - (guesses[1] - guesses[2]) / r1) / (r0 + r1)
+            x = x + (rise + bend * r0) * phi2 - bend * (phi2 / (2 * h) - 0.5)
+        if b > 0:
+            x = x + draw() * (b * sqrt(1 - r))
+        yield x, guess
+
+
 def dpmpp_sde(denoise: Denoise, x: Array, sigmas: Sequence[float], draw: Draw) -> Walk:
     """DPM-Solver++ for the SDE, two calls a step (k-diffusion's sampler, with r = 1/2).
 
@@ -279,6 +346,27 @@ def unipc(
         yield x, guess
 
 
+def deis(
+    denoise: Denoise, x: Array, sigmas: Sequence[float], draw: Draw, orders: Sequence[int] | None = None
+) -> Walk:
+    """DEIS: a polynomial in log sigma through the last guesses of the noise, integrated exactly.
+
+    Zhang and Chen 2022, https://arxiv.org/abs/2204.13902 ("log rho AB"). `orders`: of every step, 1 to 3; by default 1,
+    then 2, and 1 where the noise ends.
+    """
+    slopes: list[Array] = []
+    for i, (a, b) in enumerate(pairwise(sigmas)):
+        guess = denoise(x, a)
+        slopes = [(x - guess) / a, *slopes[:2]]
+        order = 1 if b == 0 else min(i + 1, 2) if orders is None else orders[i]
+        if b == 0:
+            x = guess
+        else:
+            for slope, weight in zip(slopes, _deis_weights(sigmas, i, b, order), strict=False):
+                x = x + slope * weight
+        yield x, guess
+
+
 def lcm(
     denoise: Denoise,
     x: Array,
@@ -298,6 +386,27 @@ def lcm(
         yield x, guess
 
 
+GAMMA = 0.3  # of tcd: its authors' choice, and diffusers' eta
+
+
+def tcd(
+    denoise: Denoise, x: Array, sigmas: Sequence[float], draw: Draw, downs: Sequence[float] | None = None
+) -> Walk:
+    """Trajectory consistency: straight down past the next level, then noise up to it.
+
+    Zheng et al. 2024, https://arxiv.org/abs/2402.19159, algorithm 4. `downs`: the level every step goes down to. The
+    paper's gamma says how much farther than the step's end: that part of its timestep, which only a plan knows; by
+    default that part of its sigma.
+    """
+    downs = [(1 - GAMMA) * b for b in sigmas[1:]] if downs is None else downs
+    for (a, b), down in zip(pairwise(sigmas), downs, strict=True):
+        guess = denoise(x, a)
+        x = x * (down / a) + guess * (1 - down / a)
+        if b > down:
+            x = x + draw() * sqrt(b * b - down * down)
+        yield x, guess
+
+
 SAMPLERS: dict[str, Callable[..., Walk]] = {
     "ddim": ddim,
     "ddpm": euler_a,
@@ -306,12 +415,17 @@ SAMPLERS: dict[str, Callable[..., Walk]] = {
     "heun": heun,
     "lms": lms,
     "pndm": pndm,
+    "dpm2": dpm2,
+    "dpm2_a": dpm2_a,
     "dpmpp_2s": dpmpp_2s,
     "dpmpp_2m": dpmpp_2m,
     "dpmpp_2m_sde": dpmpp_2m_sde,
     "dpmpp_sde": dpmpp_sde,
+    "dpmpp_3m_sde": dpmpp_3m_sde,
     "unipc": unipc,
+    "deis": deis,
     "lcm": lcm,
+    "tcd": tcd,
 }
 
 
@@ -341,6 +455,21 @@ def _lms_weights(levels: Sequence[float], i: int, order: int) -> list[float]:
             integral += weight * product
         found.append(integral * (b - a) / 2)
     return found
+
+
+def _deis_weights(sigmas: Sequence[float], i: int, b: float, order: int) -> list[float]:
+    """Integrals from sigmas[i] to `b` of the polynomials in log sigma that are 1 at one of the last `order` levels.
+
+    They follow from the integrals of the powers of log(sigma / sigmas[i]), each from the one before (by parts).
+    """
+    a = sigmas[i]
+    power, moments = b - a, [b - a]
+    for k in range(1, order):
+        power = b * log(b / a) ** k - k * power
+        moments.append(power)
+    logs = [log(sigmas[i - j] / a) for j in range(order)]
+    powers = np.array([[value**k for value in logs] for k in range(order)])
+    return np.linalg.solve(powers, np.array(moments)).tolist()
 
 
 _ADAMS_BASHFORTH = {

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import UserError, nearest
-from .samplers import Call, plms_calls
+from .samplers import GAMMA, Call, plms_calls
 
 if TYPE_CHECKING:
     from .config import ScheduleConfig
 
 # Where the steps stand: as the model's config says; on timesteps spread in one of three ways; on sigmas along a curve
-# between the ends of that spread; or ("SGM uniform" of the web UIs) on timesteps spread evenly, short of the last.
-SPACINGS = ("model", "leading", "trailing", "linspace", "karras", "exponential", "sgm_uniform")
+# between the ends of that spread; or ("SGM uniform" of the web UIs) on timesteps spread evenly, short of the last; or
+# where "Align Your Steps" found them best for a family of models.
+SPACINGS = ("model", "leading", "trailing", "linspace", "karras", "exponential", "sgm_uniform", "beta", "ays")
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,9 @@ class _Habits:
     whole: bool = False  # rounds timesteps to whole numbers
     preserving: bool = False  # keeps latents at x / sqrt(sigma² + 1), so the first noise has unit size
     zero_snr: str = "no"  # "capped": the last sigma is 4096; "exact": it is infinite, see _ALMOST_INFINITE
-    curved: bool = True  # heeds use_karras_sigmas and use_exponential_sigmas in the model's config
+    curved: bool = True  # heeds use_karras_sigmas and its like in the model's config
     full_range: bool = False  # ... and they go over the whole training range, not the steps' own
+    distilled: bool = False  # knows only the timesteps the model was taught to jump from
 
     @property
     def exact(self) -> bool:
@@ -81,12 +83,25 @@ _HABITS = {
     "heun": _Habits("linspace"),
     "lms": _Habits("linspace"),
     "pndm": _Habits("leading", whole=True, preserving=True, curved=False),
+    "dpm2": _Habits("linspace"),
+    "dpm2_a": _Habits("linspace"),
     "dpmpp_2s": _Habits("linspace", one_more=True, whole=True, preserving=True, full_range=True),
     "dpmpp_2m": _Habits("linspace", one_more=True, whole=True, preserving=True, zero_snr="capped", full_range=True),
     "dpmpp_2m_sde": _Habits("linspace", one_more=True, whole=True, preserving=True, zero_snr="capped", full_range=True),
     "dpmpp_sde": _Habits("linspace"),
+    "dpmpp_3m_sde": _Habits("linspace", one_more=True, whole=True, preserving=True, zero_snr="capped", full_range=True),
     "unipc": _Habits("linspace", one_more=True, whole=True, preserving=True, zero_snr="capped", full_range=True),
-    "lcm": _Habits("leading", whole=True, preserving=True, zero_snr="exact", curved=False),
+    "deis": _Habits("linspace", one_more=True, whole=True, preserving=True, full_range=True),
+    "lcm": _Habits("leading", whole=True, preserving=True, zero_snr="exact", curved=False, distilled=True),
+    "tcd": _Habits("leading", whole=True, preserving=True, zero_snr="exact", curved=False, distilled=True),
+}
+
+_MULTISTEP = ("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde")  # DPMSolverMultistepScheduler is the class of all three
+
+# "Align Your Steps" (Sabour et al. 2024, https://arxiv.org/abs/2404.14507): the timesteps of ten steps and their end.
+_ALIGNED = {
+    "sd1": [999, 850, 736, 645, 545, 455, 343, 233, 124, 24, 0],
+    "sdxl": [999, 845, 730, 587, 443, 310, 193, 116, 53, 13, 0],
 }
 
 _CAP = 2.0**-24  # diffusers' alphas_cumprod at the end of a zero-SNR schedule, in the schedulers that need a sigma
@@ -96,22 +111,24 @@ _ALMOST_INFINITE = 1e-12  # the same where diffusers leaves 0: sigma is 10^6, on
 _UNSUPPORTED = {
     "interpolation_type": "linear",
     "timestep_type": "discrete",
-    "use_beta_sigmas": False,
-    "use_lu_lambdas": False,
     "predict_x0": True,
 }
 
 
 class Schedule:
-    """The noise schedule a model was trained with (its `ScheduleConfig`), and the plans that follow from it."""
+    """The noise schedule a model was trained with (its `ScheduleConfig`), and the plans that follow from it.
 
-    def __init__(self, config: ScheduleConfig) -> None:
+    `family` is the model's (of `folder.FAMILIES`), which the spacing ays asks for.
+    """
+
+    def __init__(self, config: ScheduleConfig, family: str = "") -> None:
         for key, only in _UNSUPPORTED.items():
             if config.options.get(key, only) not in (only, None):
                 raise UserError(
                     f"The model's scheduler config has {key} = {config.options[key]!r}, which this version cannot do."
                 )
         self.config = config
+        self.family = family
         self._betas = _betas(config)
         self.alphas_cumprod = self._alphas("exact" if config.zero_snr else "no")  # float64, index = timestep
 
@@ -119,12 +136,12 @@ class Schedule:
         """The plan of a job; `strength` below 1 leaves out the first steps, as diffusers' image to image does.
 
         Raises UserError for a name it does not know and for numbers that leave nothing to do or fit no schedule.
-        dpmpp_2s and lcm have one spacing of timesteps of their own: like diffusers, they take no notice of leading,
-        trailing and linspace.
+        dpmpp_2s, lcm and tcd have one spacing of timesteps of their own: like diffusers, they take no notice of
+        leading, trailing and linspace.
         """
         self._check(steps, spacing, sampler, strength)
         habits = _HABITS[sampler]
-        if sampler == "pndm" and self._is_plain(spacing, habits):
+        if sampler == "pndm" and self._is_plain(spacing, sampler):
             return self._pndm_plan(steps, spacing, strength)
         table = self._sigmas(habits)
         timesteps, sigmas = self._points(table, steps, spacing, sampler, habits)
@@ -163,8 +180,17 @@ class Schedule:
             raise UserError(
                 f"There is no spacing {spacing!r}.{nearest(spacing, SPACINGS)} There are {', '.join(SPACINGS)}."
             )
-        if sampler == "lcm" and spacing in ("karras", "exponential", "sgm_uniform"):
-            raise UserError(f"lcm knows only the timesteps it was trained at, so it cannot take the spacing {spacing}.")
+        if _HABITS[sampler].distilled and spacing in (*_CURVES, "sgm_uniform", "ays"):
+            raise UserError(
+                f"{sampler} knows only the timesteps it was trained at, so it cannot take the spacing {spacing}."
+            )
+        config = self.config
+        usual = config.prediction == "epsilon" and not config.zero_snr and config.num_train_timesteps == 1000
+        if spacing == "ays" and not (usual and self.family in _ALIGNED):
+            raise UserError(
+                "The spacing ays is a table for Stable Diffusion 1 and XL as they were first trained, and this model "
+                "is neither; take karras or another."
+            )
         if not 1 <= steps <= self.config.num_train_timesteps:
             raise UserError(
                 f"The job has {steps} steps, but this model can do 1 to {self.config.num_train_timesteps}."
@@ -208,28 +234,32 @@ class Schedule:
         self, table: np.ndarray, steps: int, spacing: str, sampler: str, habits: _Habits
     ) -> tuple[list[float], list[float]]:
         """Timesteps and sigmas that the steps start from, the noisiest first."""
-        if sampler == "lcm":
-            timesteps = self._lcm_timesteps(steps)
+        if habits.distilled:
+            timesteps = self._distilled_timesteps(steps, sampler)
             return timesteps, [float(table[int(t)]) for t in timesteps]
         if spacing == "sgm_uniform":
             last = len(table) - 1
             spread = np.linspace(last, 0, steps + 1)[:-1]
             sigmas = np.exp(np.interp(spread, np.arange(len(table)), np.log(table)))
             return spread.tolist(), sigmas.tolist()
+        if spacing == "ays":
+            return self._aligned(table, steps, habits)
 
         spread = self._spread(steps, spacing, sampler, habits)
-        curve = self._curve(spacing, habits)
+        curve = self._curve(spacing, sampler)
         sigmas = np.interp(spread, np.arange(len(table)), table)
         if curve:
             high, low = (table[-1], table[0]) if habits.full_range else (sigmas[0], sigmas[-1])
-            if sampler in ("euler", "unipc"):  # the two classes that take limits from the config
+            if not (curve == "lu" or curve == "karras" and sampler in ("lms", "dpmpp_sde")):  # which take no limits
                 high, low = self._option("sigma_max", high), self._option("sigma_min", low)
             sigmas = _CURVES[curve](float(high), float(low), steps)
             logs = _log(table)
             spread = np.array([_timestep(sigma, logs) for sigma in sigmas])
+            cosine = sampler in _MULTISTEP and self.config.beta_schedule == "squaredcos_cap_v2"
+            if curve in ("karras", "lu") and (habits.one_more or sampler in ("dpm2", "dpm2_a")) and not cosine:
+                spread = np.round(spread)
             if habits.one_more:  # these classes keep timesteps in whole numbers, and cut off what they do not round
-                cosine = sampler.startswith("dpmpp_2m") and self.config.beta_schedule == "squaredcos_cap_v2"
-                spread = np.trunc(np.round(spread) if curve == "karras" and not cosine else spread)
+                spread = np.trunc(spread)
         if not habits.exact:
             sigmas = sigmas.astype(np.float32).astype(np.float64)
         return spread.tolist(), sigmas.tolist()
@@ -241,7 +271,7 @@ class Schedule:
         """
         train = self.config.num_train_timesteps
         named = self._spacing_of_timesteps(spacing, habits)
-        clipped = self._clipped(habits) if sampler.startswith("dpmpp_2") else 0
+        clipped = self._clipped(habits) if sampler in ("dpmpp_2s", *_MULTISTEP) else 0
         if sampler == "dpmpp_2s":
             named = "linspace"  # diffusers' class knows no other
         count = steps + 1 if habits.one_more else steps
@@ -267,36 +297,57 @@ class Schedule:
             return spacing
         return self.config.spacing or habits.spacing
 
-    def _curve(self, spacing: str, habits: _Habits) -> str:
-        """ "karras", "exponential" or "": the job's, else with "model" what the config says."""
-        if spacing == "model" and habits.curved:
-            return next((name for name in _CURVES if self.config.options.get(f"use_{name}_sigmas")), "")
-        return spacing if spacing in _CURVES else ""
+    def _curve(self, spacing: str, sampler: str) -> str:
+        """A name of _CURVES or "": the job's, else with "model" what the config says."""
+        if spacing != "model":
+            return spacing if spacing in _CURVES else ""
+        if not _HABITS[sampler].curved:
+            return ""
+        said = {name for name in _CURVES if self.config.options.get(f"use_{name}_sigmas")}
+        if sampler in _MULTISTEP and self.config.options.get("use_lu_lambdas"):
+            said |= {"lu"}
+        return next((name for name in _CURVES if name in said), "")
 
-    def _is_plain(self, spacing: str, habits: _Habits) -> bool:
+    def _is_plain(self, spacing: str, sampler: str) -> bool:
         """Whether the steps stand at whole timesteps, as diffusers' DDIM and PNDM know them."""
-        return spacing != "sgm_uniform" and not self._curve(spacing, habits)
+        return spacing not in ("sgm_uniform", "ays") and not self._curve(spacing, sampler)
+
+    def _aligned(self, table: np.ndarray, steps: int, habits: _Habits) -> tuple[list[float], list[float]]:
+        """Timesteps and sigmas of ays: for ten steps the published table, for others log sigma interpolated in it.
+
+        So its authors advise (https://research.nvidia.com/labs/toronto-ai/AlignYourSteps/howto.html).
+        """
+        logs = np.log(table)
+        published = logs[_ALIGNED[self.family]]
+        chosen = np.interp(np.linspace(0, 1, steps + 1), np.linspace(0, 1, len(published)), published)[:-1]
+        spread, sigmas = np.interp(chosen, logs, np.arange(len(logs))), np.exp(chosen)
+        if not habits.exact:
+            sigmas = sigmas.astype(np.float32).astype(np.float64)
+        return spread.tolist(), sigmas.tolist()
 
     def _clipped(self, habits: _Habits) -> int:
         """How many of the noisiest timesteps the config's `lambda_min_clipped` shuts out."""
         lowest = self._option("lambda_min_clipped", -math.inf)
         return int((-np.log(self._sigmas(habits)) < lowest).sum())
 
-    def _lcm_timesteps(self, steps: int) -> list[float]:
+    def _distilled_timesteps(self, steps: int, sampler: str) -> list[float]:
         original = int(self._option("original_inference_steps", 50))
         if steps > original:
-            raise UserError(f"lcm takes at most {original} steps with this model (1 to 8 are usual); take fewer.")
+            raise UserError(
+                f"{sampler} takes at most {original} steps with this model (1 to 8 are usual); take fewer."
+            )
         trained = (np.arange(1, original + 1) * (self.config.num_train_timesteps // original) - 1)[::-1]
         chosen = np.floor(np.linspace(0, len(trained), steps, endpoint=False)).astype(int)
         return [float(t) for t in trained[chosen]]
 
     def _last_sigma(self, table: np.ndarray, sampler: str, sigmas: list[float], spacing: str) -> float:
         """Where the last step ends: at no noise, or at the least that was trained (where it may stand already)."""
-        if sampler not in ("euler", "dpmpp_2s", "dpmpp_2m", "dpmpp_2m_sde", "unipc"):
-            return 0.0
-        if self._option("final_sigmas_type", "zero") != "sigma_min":
-            return 0.0
-        return sigmas[-1] if sampler == "unipc" and self._curve(spacing, _HABITS[sampler]) else float(table[0])
+        if sampler not in ("deis", "tcd"):  # which always end at the least
+            if sampler not in ("euler", "dpmpp_2s", *_MULTISTEP, "unipc"):
+                return 0.0
+            if self._option("final_sigmas_type", "zero") != "sigma_min":
+                return 0.0
+        return sigmas[-1] if sampler in ("unipc", "deis") and self._curve(spacing, sampler) else float(table[0])
 
     def _start_scale(self, habits: _Habits, spacing: str, sigmas: list[float]) -> float:
         """diffusers' init_noise_sigma, for x = clean + sigma * noise."""
@@ -319,31 +370,39 @@ class Schedule:
     ) -> dict[str, Any]:
         total = len(timesteps)
         order = int(self._option("solver_order", 2))
-        if sampler in ("dpmpp_2s", "dpmpp_2m", "dpmpp_2m_sde", "unipc") and not 1 <= order <= 3:
+        if sampler in ("dpmpp_2s", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "deis") and not 1 <= order <= 3:
             raise UserError(f"The model's scheduler config has solver_order = {order}, but {sampler} can do 1 to 3.")
         to_zero = sigmas[-1] == 0
         idle = sigmas[-1] == sigmas[-2]  # the last step does nothing, which only order 1 knows how to do
         kind = self._option("solver_type", "midpoint")
         if sampler == "pndm":
             return {"calls": plms_calls(sigmas[begin:]), "velocity": self.config.prediction == "v"}
-        if sampler == "ddim" and self._is_plain(spacing, _HABITS[sampler]):
+        if sampler == "ddim" and self._is_plain(spacing, sampler):
             stride = self.config.num_train_timesteps // steps
             return {"landings": [self._level(table, t - stride, True) for t in timesteps[begin:]]}
         if sampler == "lms":
             return {"earlier": sigmas[max(0, begin - 3) : begin]}
         if sampler == "lcm":
             return {"boundary": [self._boundary(t) for t in timesteps[begin:]]}
+        if sampler == "tcd":
+            # float32, as in diffusers, because of the floor
+            further = [int(np.float32(1 - GAMMA) * np.float32(t)) for t in [*timesteps[begin + 1 :], 0.0]]
+            return {"downs": [float(table[t]) for t in further]}
+        if sampler == "dpmpp_3m_sde":
+            orders = [3] * (total - 1) + [1 if to_zero or idle else 3]
+            return {"orders": _with_history(orders[begin:])}
         if sampler == "dpmpp_2s":
             orders = _singlestep_orders(steps, order, bool(self._option("lower_order_final", False)), to_zero)
             return {"orders": _with_history(orders[begin:]), "kind": kind if kind == "heun" else "midpoint"}
-        if sampler in ("dpmpp_2m", "dpmpp_2m_sde"):
+        if sampler in ("dpmpp_2m", "dpmpp_2m_sde", "deis"):
             lower = bool(self._option("lower_order_final", True)) and total < 15
-            first = to_zero or idle or lower or bool(self._option("euler_at_final", False))
+            first = to_zero or idle or lower or (sampler != "deis" and bool(self._option("euler_at_final", False)))
             orders = [order] * total
             orders[-1] = 1 if first else order
             if total > 1 and lower:
                 orders[-2] = min(order, 2)
-            return {"orders": _with_history(orders[begin:]), "kind": kind if kind == "heun" else "midpoint"}
+            orders = _with_history(orders[begin:])
+            return {"orders": orders} | ({} if sampler == "deis" else {"kind": kind if kind == "heun" else "midpoint"})
         if sampler == "unipc":
             lower = to_zero or idle or bool(self._option("lower_order_final", True))
             orders = [min(order, total - i) if lower else order for i in range(total)]
@@ -428,7 +487,33 @@ def _exponential(high: float, low: float, steps: int) -> np.ndarray:
     return np.exp(np.linspace(math.log(high), math.log(low), steps))
 
 
-_CURVES = {"karras": _karras, "exponential": _exponential}
+def _beta(high: float, low: float, steps: int) -> np.ndarray:
+    """Quantiles of the beta distribution with both parameters 0.6 (Lee et al. 2024, https://arxiv.org/abs/2407.12173).
+
+    The paper spreads timesteps so; this, like diffusers, spreads sigmas.
+    """
+    return low + _beta_quantiles(1 - np.linspace(0, 1, steps), 0.6) * (high - low)
+
+
+def _beta_quantiles(shares: np.ndarray, shape: float) -> np.ndarray:
+    """Where the beta distribution with both parameters `shape` (0 to 1) reaches `shares` (0 to 1), in float64.
+
+    Newton's method on its power series in x, written for y = x ** shape, of which it is almost a multiple. The series
+    is for the lower half; the upper is its mirror image.
+    """
+    lower = np.minimum(shares, 1 - shares)
+    factors = np.cumprod([1.0] + [(n - shape) / n for n in range(1, 60)]) * shape / (shape + np.arange(60))
+    whole = shape * math.gamma(shape) ** 2 / math.gamma(2 * shape)
+    y = lower * whole
+    for _ in range(8):
+        x = y ** (1 / shape)
+        y = y - (y * np.polyval(factors[::-1], x) - lower * whole) * (1 - x) ** (1 - shape)
+    x = y ** (1 / shape)
+    return np.where(shares > 0.5, 1 - x, x)
+
+
+# In the order in which diffusers asks for them. Lu's are the exponential ones, at timesteps rounded in another way.
+_CURVES = {"karras": _karras, "lu": _exponential, "exponential": _exponential, "beta": _beta}
 
 
 def _log(table: np.ndarray) -> np.ndarray:

@@ -6,8 +6,10 @@ StableDiffusionInpaintPipeline; whole pictures are compared in test_parity.py.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import inspect
+import json
 import math
 
 import numpy as np
@@ -18,6 +20,7 @@ if importlib.util.find_spec("torch") is None or importlib.util.find_spec("diffus
 
 import diffusers
 import torch
+from diffusers.schedulers import AysSchedules
 
 from mlxldm.config import ScheduleConfig
 from mlxldm.guidance import masked
@@ -33,17 +36,22 @@ CLASSES = {
     "heun": "HeunDiscreteScheduler",
     "lms": "LMSDiscreteScheduler",
     "pndm": "PNDMScheduler",
+    "dpm2": "KDPM2DiscreteScheduler",
+    "dpm2_a": "KDPM2AncestralDiscreteScheduler",
     "dpmpp_2s": "DPMSolverSinglestepScheduler",
     "dpmpp_2m": "DPMSolverMultistepScheduler",
     "dpmpp_2m_sde": "DPMSolverMultistepScheduler",
     "dpmpp_sde": "DPMSolverSDEScheduler",
     "unipc": "UniPCMultistepScheduler",
+    "deis": "DEISMultistepScheduler",
     "lcm": "LCMScheduler",
+    "tcd": "TCDScheduler",
 }
 NEEDS = {"lms": "scipy", "dpmpp_sde": "torchsde"}
 PLAIN = ("model", "leading", "trailing", "linspace")
-CURVED = ("euler", "heun", "lms", "dpmpp_2s", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_sde", "unipc")
-PAIRS = [(s, p) for s in CLASSES for p in (*PLAIN, *(("karras", "exponential") if s in CURVED else ()))]
+CURVES = ("karras", "exponential", *(("beta",) if importlib.util.find_spec("scipy") else ()))  # diffusers needs it
+CURVED = "euler heun lms dpm2 dpm2_a dpmpp_2s dpmpp_2m dpmpp_2m_sde dpmpp_sde unipc deis".split()
+PAIRS = [(s, p) for s in CLASSES for p in (*PLAIN, *(CURVES if s in CURVED else ()))]
 
 SD = {
     "_class_name": "PNDMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
@@ -64,13 +72,24 @@ def model(x, timestep):
 
 
 def scheduler(sampler, config, spacing):
-    """The diffusers scheduler, as people switch to it from a pipeline's own."""
+    """The diffusers scheduler, as people switch to it from a pipeline's own; some take a while to make."""
+    key = sampler, json.dumps(config), spacing
+    if key not in MADE:
+        MADE.clear()
+        MADE[key] = _scheduler(sampler, config, spacing)
+    return copy.deepcopy(MADE[key])
+
+
+MADE = {}
+
+
+def _scheduler(sampler, config, spacing):
     if importlib.util.find_spec(NEEDS.get(sampler, "torch")) is None:
         pytest.skip(f"{NEEDS[sampler]} is missing, which diffusers needs for {sampler}")
     change = {"algorithm_type": "sde-dpmsolver++"} if sampler == "dpmpp_2m_sde" else {}
-    if spacing in ("karras", "exponential"):
-        change |= {"use_karras_sigmas": False, "use_exponential_sigmas": False, f"use_{spacing}_sigmas": True}
-    elif spacing != "model":
+    if spacing in CURVES:
+        change |= {f"use_{curve}_sigmas": curve == spacing for curve in CURVES}
+    elif spacing not in ("model", "ays"):
         change |= {"timestep_spacing": spacing}
     return getattr(diffusers, CLASSES[sampler]).from_config(config, **change)
 
@@ -94,7 +113,10 @@ class BrownianNoise:
 def theirs(sampler, config, spacing, steps, task, strength, source, mask):
     """Latents and timesteps of diffusers."""
     made = scheduler(sampler, config, spacing)
-    made.set_timesteps(steps)
+    if spacing == "ays":
+        made.set_timesteps(timesteps=AysSchedules["StableDiffusionTimesteps"])
+    else:
+        made.set_timesteps(steps)
     generator = torch.Generator().manual_seed(3)
     noise = torch.randn(SHAPE, generator=generator)
     timesteps = made.timesteps
@@ -121,7 +143,7 @@ def theirs(sampler, config, spacing, steps, task, strength, source, mask):
 def ours(sampler, config, spacing, steps, task, strength, source, mask):
     """Latents and timesteps of ours, in diffusers' channel order."""
     config = ScheduleConfig.from_diffusers(config)
-    plan = Schedule(config).plan(steps, spacing, sampler, strength)
+    plan = Schedule(config, "sd1").plan(steps, spacing, sampler, strength)
     stream = TorchCpu(3)
     told = []
 
@@ -153,7 +175,10 @@ def assert_same(sampler, config, spacing, steps, task, strength, tolerance=5e-5)
     expected, timesteps = theirs(*case, torch.from_numpy(source), torch.from_numpy(mask))
     found, told = ours(*case, source, mask)
     assert found.dtype == np.float32
-    np.testing.assert_allclose(told, timesteps, rtol=0, atol=1e-3, err_msg=f"timesteps of {case}")
+    near = 1e-3
+    if (sampler, steps) == ("dpm2_a", 2):  # from 15 to 0.03 at once: float32 costs diffusers' class five digits there
+        near, tolerance = 0.02, 2e-4
+    np.testing.assert_allclose(told, timesteps, rtol=0, atol=near, err_msg=f"timesteps of {case}")
     assert np.isfinite(expected).all(), f"diffusers makes no numbers of {case}"
     size = max(1.0, float(np.abs(expected).max()))
     np.testing.assert_allclose(found / size, expected / size, rtol=0, atol=tolerance, err_msg=str(case))
@@ -162,7 +187,7 @@ def assert_same(sampler, config, spacing, steps, task, strength, tolerance=5e-5)
 def tasks(sampler, steps):
     for task, strength in TASKS:
         # diffusers blends with the noise of the step's end while the model hears of its middle: not a thing to repeat
-        if int(steps * strength) >= 1 and not (sampler == "dpmpp_sde" and task == "mask"):
+        if int(steps * strength) >= 1 and not (sampler in ("dpm2", "dpm2_a", "dpmpp_sde") and task == "mask"):
             yield task, strength
 
 
@@ -182,16 +207,21 @@ def test_the_latents_are_diffusers(sampler, spacing, prediction):
         ("ddim pndm euler unipc", PLAIN, {"steps_offset": 0, "beta_schedule": "linear"}),
         ("dpmpp_2s dpmpp_2m dpmpp_2m_sde", ("model", "karras"), {"solver_order": 3, "solver_type": "heun"}),
         ("dpmpp_2s dpmpp_2m dpmpp_2m_sde unipc", ("leading", "exponential"), {"solver_order": 3}),
-        ("dpmpp_2m unipc", ("model",), {"solver_order": 1}),
+        ("dpmpp_2m unipc deis", ("model",), {"solver_order": 1}),
+        ("deis", (*PLAIN, "karras"), {"solver_order": 3}),
+        ("deis", ("model", "exponential"), {"solver_order": 3, "lower_order_final": False}),
         ("dpmpp_2m", ("model",), {"lower_order_final": False, "euler_at_final": True}),
         ("euler dpmpp_2s dpmpp_2m dpmpp_2m_sde unipc", (*PLAIN, "karras"), {"final_sigmas_type": "sigma_min"}),
         ("unipc", ("model",), {"final_sigmas_type": "sigma_min", "solver_type": "bh1"}),
         ("dpmpp_2s dpmpp_2m", PLAIN, {"beta_schedule": "squaredcos_cap_v2", "lambda_min_clipped": -5.1}),
-        ("euler heun dpmpp_2m unipc", ("model",), {"use_karras_sigmas": True}),
-        ("ddim ddpm euler_a pndm lcm", ("model",), {"use_karras_sigmas": True}),  # whose classes take no notice
+        ("euler heun dpm2 dpmpp_2m unipc deis", ("model",), {"use_karras_sigmas": True}),
+        ("ddim ddpm euler_a pndm lcm tcd", ("model",), {"use_karras_sigmas": True}),  # whose classes take no notice
         ("euler dpmpp_2s", ("model",), {"use_exponential_sigmas": True}),
-        ("euler unipc", ("karras",), {"sigma_min": 0.05, "sigma_max": 9.0}),
+        ("euler dpmpp_2m", ("model",), {f"use_{CURVES[-1]}_sigmas": True}),
+        ("dpmpp_2m dpmpp_2m_sde unipc", ("model",), {"use_lu_lambdas": True}),  # unipc's class takes no notice
+        ("euler heun lms dpm2_a dpmpp_2m unipc deis", CURVES, {"sigma_min": 0.05, "sigma_max": 9.0}),
         ("lcm", ("model",), {"original_inference_steps": 20, "timestep_scaling": 5.0}),
+        ("tcd", ("model",), {"original_inference_steps": 100}),
         ("ddim euler dpmpp_2m", PLAIN, {"num_train_timesteps": 400}),
         ("ddim euler pndm", ("model",), {"timestep_spacing": "trailing"}),
     ],
@@ -204,7 +234,30 @@ def test_what_a_config_says_is_done(samplers, spacings, change):
                     assert_same(sampler, SD | change, spacing, steps, task, strength)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "euler", "euler_a", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "lcm"])
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2s", "dpmpp_2m", "dpmpp_2m_sde"])
+@pytest.mark.parametrize("spacing", ["model", "leading", "trailing"])  # of the config: it says how large noise begins
+def test_aligned_steps_are_diffusers_table(sampler, spacing):
+    config = SD if spacing == "model" else SD | {"timestep_spacing": spacing}
+    for task, strength in tasks(sampler, 10):
+        assert_same(sampler, config, "ays", 10, task, strength)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps"),
+    # SDXL-Turbo; SDXL-Lightning; Hyper-SD; LCM-LoRA and LCM models; TCD-LoRA
+    [("euler_a", (1, 4)), ("euler", (1, 2, 4, 8)), ("ddim", (1, 2, 4, 8)), ("lcm", (1, 4, 8)), ("tcd", (1, 4, 8))],
+)
+def test_distilled_models_are_drawn_as_their_authors_say(sampler, steps):
+    """They are Stable Diffusion XL, whose own config says leading, with `timestep_spacing="trailing"`."""
+    config = SD | {"timestep_spacing": "leading", "interpolation_type": "linear", "sample_max_value": 1.0}
+    for count in steps:
+        for task, strength in tasks(sampler, count):
+            assert_same(sampler, config, "trailing", count, task, strength)
+
+
+@pytest.mark.parametrize(
+    "sampler", ["ddim", "ddpm", "euler", "euler_a", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "lcm", "tcd"]
+)
 def test_zero_terminal_snr(sampler):
     """At a sigma of 4096, float32 has 2e-4 left; in diffusers' Euler that ends up in the latents."""
     config = SD | {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}

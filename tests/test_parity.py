@@ -1,7 +1,8 @@
 """Whole pictures: what diffusers' own pipelines draw for a seed is what both our backends draw, in float32.
 
-Every sampler with every spacing that diffusers has for it, from text and from a picture, and with two of them under a
-mask; portrait and landscape and both layouts of folders take turns, so that a hundred small pictures see all of them.
+Every sampler with most of the spacings that diffusers has for it (test_diffusers_samplers.py has all), from text and
+from a picture, and with two of them under a mask; portrait and landscape and both layouts of folders take turns, so
+that a hundred small pictures see all of them.
 Stable Diffusion XL, whose two texts, zeros and sizes are the model's and not the sampler's, meets some of the samplers.
 Only dpmpp_sde is missing: diffusers takes its noise from torchsde. The last test prints the worst figures.
 """
@@ -26,9 +27,11 @@ SCHEDULERS = {  # sampler -> diffusers' class, what it is told besides the model
     "ddpm": ("DDPMScheduler", {}, "leading trailing linspace"),
     "euler": ("EulerDiscreteScheduler", {}, "leading trailing linspace karras exponential"),
     "euler_a": ("EulerAncestralDiscreteScheduler", {}, "leading trailing linspace"),
-    "heun": ("HeunDiscreteScheduler", {}, "leading trailing linspace karras exponential"),
-    "lms": ("LMSDiscreteScheduler", {}, "leading trailing linspace karras exponential"),
+    "heun": ("HeunDiscreteScheduler", {}, "leading trailing linspace karras"),
+    "lms": ("LMSDiscreteScheduler", {}, "leading trailing linspace exponential"),
     "pndm": ("PNDMScheduler", {}, "leading trailing linspace"),
+    "dpm2": ("KDPM2DiscreteScheduler", {}, "karras"),
+    "dpm2_a": ("KDPM2AncestralDiscreteScheduler", {}, "trailing"),
     "dpmpp_2s": ("DPMSolverSinglestepScheduler", {}, "karras exponential"),
     "dpmpp_2m": ("DPMSolverMultistepScheduler", {}, "leading trailing linspace karras exponential"),
     "dpmpp_2m_sde": (
@@ -37,7 +40,9 @@ SCHEDULERS = {  # sampler -> diffusers' class, what it is told besides the model
         "leading trailing linspace karras exponential",
     ),
     "unipc": ("UniPCMultistepScheduler", {}, "leading trailing linspace karras exponential"),
+    "deis": ("DEISMultistepScheduler", {}, "karras beta"),
     "lcm": ("LCMScheduler", {}, ""),
+    "tcd": ("TCDScheduler", {}, ""),
 }
 XL_SAMPLERS = {  # sampler -> the spacings that Stable Diffusion XL is drawn with
     "ddim": "model trailing",
@@ -80,6 +85,8 @@ def _cases() -> list[Case]:
     turn = itertools.cycle(itertools.product(LAYOUTS, SIZES))
     for task in TASKS:
         for sampler, (_, _, spacings) in SCHEDULERS.items():
+            if sampler in ("dpm2", "dpm2_a") and task == "mask":
+                continue  # diffusers blends with the noise of the step's end while the model hears of its middle
             chosen = ["model", *spacings.split()]
             if task == "mask":  # walks as "image" does: two spacings are enough
                 chosen = [chosen[0], chosen[-1]][: len(chosen)]
@@ -219,6 +226,8 @@ class Studio:
             extra["mask_image"] = Image.open(self.mask(case.size))
         if case.task != "image":
             extra |= {"width": case.size[0], "height": case.size[1]}
+        if case.sampler == "tcd":
+            extra["eta"] = 0.3  # the scheduler's own default, which the pipelines replace by 0
         picture = pipe(
             case.prompt,
             negative_prompt=case.negative,
@@ -243,7 +252,7 @@ def scheduler(folder, sampler: str, spacing: str):
     own = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
     config = getattr(diffusers, own).from_pretrained(folder / "scheduler").config
     name, changes, _ = SCHEDULERS[sampler]
-    if spacing in ("karras", "exponential"):
+    if spacing in ("karras", "exponential", "beta"):
         changes = changes | {f"use_{spacing}_sigmas": True}
     elif spacing != "model":
         changes = changes | {"timestep_spacing": spacing}

@@ -70,7 +70,7 @@ def load_depth(path: Pathlike, width: int, height: int, factor: int = 8) -> np.n
     """
     from PIL import Image
 
-    picture = _read(path)
+    picture = read_picture(path)
     if not picture.mode.startswith(("I", "F")):  # these have more than eight bits
         picture = picture.convert("L")
     picture = Image.fromarray(np.asarray(picture).astype(np.float32))
@@ -87,7 +87,7 @@ def load_depth(path: Pathlike, width: int, height: int, factor: int = 8) -> np.n
     return (2 * (depth - low) / (high - low) - 1)[None, :, :, None]
 
 
-def _read(path: Pathlike) -> Image.Image:
+def read_picture(path: Pathlike) -> Image.Image:
     """The picture in a file, upright and in whatever it is stored as, or a `UserError`."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -111,7 +111,7 @@ def _open(path: Pathlike) -> Image.Image:
     """The picture in a file, upright and in RGB, or a `UserError`."""
     from PIL import Image
 
-    picture = _read(path)
+    picture = read_picture(path)
     if picture.mode.startswith("I;16"):  # Pillow would cut 16 bits off at 255 instead of scaling them
         picture = Image.fromarray((np.asarray(picture).astype(np.uint32) // 257).astype(np.uint8))
     if picture.has_transparency_data:

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -45,6 +46,26 @@ class Model(Protocol):
         text alone (keys and values of the cross attention) is computed once here or on first use, not every step.
         """
 
+    def embed_ids(self, ids: Sequence[int]) -> Array:
+        """What a BERT text encoder makes of tokens that are numbers already (1, len(ids), width); for `condition`.
+
+        Raises `UserError` for more tokens than it reads, or numbers that are none (`BertConfig.check`).
+        """
+
+    def embed_class(self, label: int) -> Array:
+        """What stands for a class (1, 1, width); for `condition`. `UserError` if there is none of that number."""
+
+    def rescale(self, labels: Array) -> Array:
+        """A map of labels (1, H, W, labels), 1 where a pixel has the label and 0 elsewhere, at the size and with the
+        channels that the network takes beside its latents (1, h, w, c); for `predict`'s `more`."""
+
+    def condition(self, told: Array | None, without: Array | None) -> Any:
+        """The conditioning for `predict` of a network that attends to `told` (1, L, width), which is no text.
+
+        `without` (1, L, width) is what it is told for guidance; None: no guidance. `told` None: it attends to nothing.
+        What depends on them alone is computed once here, as in `encode_text`.
+        """
+
     def text_states(self, prompt: str) -> Array:
         """What the cross attention is given for `prompt` (1, positions, width): how `doctor` sees the text encoder."""
 
@@ -60,11 +81,15 @@ class Model(Protocol):
     def encode_image(self, pixels: Array) -> tuple[Array, Array]:
         """Mean and standard deviation (1, h, w, c) of the latent of `pixels` (1, H, W, 3) in [-1, 1].
 
-        Both already carry the autoencoder's scaling factor.
+        Both already carry the autoencoder's scaling factor. With a table of codes (VQ) the latent is certain: it is the
+        mean, as it is before its places become codes, and the deviation is 0.
         """
 
     def decode(self, latent: Array) -> Array:
-        """Pixels (1, 8h, 8w, 3), about [-1, 1], of a latent (1, h, w, c) that carries the scaling factor."""
+        """Pixels (1, H, W, 3), about [-1, 1], of a latent (1, h, w, c) that carries the scaling factor.
+
+        H = h times the autoencoder's `factor`. With a table of codes, each place first becomes the nearest code.
+        """
 
     def evaluate(self, x: Array) -> Array:
         """`x`, its computation finished or at least started for good; `generate` calls it once a step."""

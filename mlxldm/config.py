@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
 
@@ -340,6 +340,15 @@ class BertConfig(_Strict):
                 f"{self.vocab_size}."
             )
 
+    def check(self, ids: Sequence[int]) -> None:
+        """UserError unless these are ids that the text encoder can be given."""
+        most, words = self.max_position_embeddings, self.vocab_size
+        if not 1 <= len(ids) <= most or not all(0 <= i < words for i in ids):
+            raise UserError(
+                f"The text encoder is given {len(ids)} tokens, {_short(list(ids))}, but it reads 1 to {most}, which "
+                f"are numbers from 0 to {words - 1}."
+            )
+
     @classmethod
     def from_transformers(cls, values: Mapping[str, Any]) -> Self:
         """From the `config.json` of an LDMBertModel; what transformers writes into every config is harmless."""
@@ -388,6 +397,12 @@ class ClassEmbedderConfig(_Strict):
         _positive(self, self.WHAT, "num_classes", "hidden_size")
         if self.empty is not None and not 0 <= self.empty < self.num_classes:
             raise UserError(f"The class embedder config's empty is {self.empty} of {self.num_classes} classes.")
+
+    def check(self, label: int) -> None:
+        """UserError unless there is this class."""
+        if not 0 <= label < self.num_classes:
+            last = self.num_classes - 1
+            raise UserError(f"There is no class {label}: the model's classes are numbers from 0 to {last}.")
 
 
 @dataclass(frozen=True)
@@ -852,6 +867,8 @@ class VqConfig(_Autoencoder):
 
     KIND: ClassVar[str] = "vq"
     FIXED: ClassVar[dict[str, tuple[Any, ...]]] = {"norm_type": ("group",), "lookup_from_codebook": (False,)}
+
+    shift_factor: ClassVar[None] = None  # no such model has one
 
     latent_channels: int = 3
     scaling_factor: float = 1.0  # diffusers' default, 0.18215, is not that of any model here

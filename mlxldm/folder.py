@@ -27,13 +27,17 @@ import numpy as np
 from mlxldm import quantized
 from mlxldm.config import (
     KINDS,
+    BertConfig,
+    ClassEmbedderConfig,
     ClipTextConfig,
     Defaults,
     LowScaleConfig,
     PartConfig,
+    RescalerConfig,
     ScheduleConfig,
     UNetConfig,
     VaeConfig,
+    VqConfig,
 )
 from mlxldm.errors import UserError, nearest
 from mlxldm.parameters import parameters
@@ -80,7 +84,8 @@ TOKENIZER_FILES = (
     "vocab.txt",  # BERT's
 )
 
-C = TypeVar("C", ClipTextConfig, UNetConfig, VaeConfig)
+C = TypeVar("C", bound=PartConfig)
+D = TypeVar("D", bound=PartConfig)
 
 MAX_JSON = 16 << 20  # bytes of a json file we read whole
 MAX_TOKENIZER_FILE = 64 << 20
@@ -114,18 +119,18 @@ class Manifest:
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", {part: self.parts[part] for part in PARTS if part in self.parts})
 
-    def part(self, name: str, kind: type[C]) -> C:
-        """The config of a part that must be there and of this kind: or a UserError that says what the model has."""
+    def part(self, name: str, kind: type[C], *others: type[D]) -> C | D:
+        """The config of a part that must be there, of one of these kinds; or a UserError with what the model has."""
         config = self.parts.get(name)
-        if isinstance(config, kind):
+        if isinstance(config, (kind, others)):
             return config
         has = f"has {', '.join(self.parts)} and no {name}" if config is None else f"has a {name} of another kind"
-        raise UserError(f"{self.name} cannot be run here: it {has} ({config.WHAT if config else kind.WHAT}).")
+        raise UserError(f"{self.name} cannot be run here: it {has} ({(config or kind).WHAT}).")
 
     @property
-    def text(self) -> ClipTextConfig:
-        """The text encoder of models that read CLIP's text."""
-        return self.part("text", ClipTextConfig)
+    def text(self) -> ClipTextConfig | BertConfig:
+        """The text encoder."""
+        return self.part("text", ClipTextConfig, BertConfig)
 
     @property
     def text_2(self) -> ClipTextConfig | None:
@@ -133,14 +138,30 @@ class Manifest:
         return self.part("text_2", ClipTextConfig) if "text_2" in self.parts else None
 
     @property
+    def texts(self) -> dict[str, ClipTextConfig | BertConfig]:
+        """The text encoders by the names of their parts: none, one or two."""
+        there = [part for part in ("text", "text_2") if part in self.parts]
+        return {part: self.part(part, ClipTextConfig, BertConfig) for part in there}
+
+    @property
+    def classes(self) -> ClassEmbedderConfig:
+        """The table of classes."""
+        return self.part("classes", ClassEmbedderConfig)
+
+    @property
+    def rescaler(self) -> RescalerConfig:
+        """What brings a map of labels to the size of the latents."""
+        return self.part("rescaler", RescalerConfig)
+
+    @property
     def denoiser(self) -> UNetConfig:
         """The U-Net."""
         return self.part("denoiser", UNetConfig)
 
     @property
-    def vae(self) -> VaeConfig:
-        """The autoencoder."""
-        return self.part("vae", VaeConfig)
+    def vae(self) -> VaeConfig | VqConfig:
+        """The autoencoder, with a KL-regularised latent or with a table of codes."""
+        return self.part("vae", VaeConfig, VqConfig)
 
     def to_json(self) -> dict[str, Any]:
         """The object that stands in `model.json`."""

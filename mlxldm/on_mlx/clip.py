@@ -12,11 +12,11 @@ from .layers import LayerNorm, Linear, gelu, join_heads, quick_gelu, split_heads
 
 
 @dataclass
-class ClipOutput:
-    """What a prompt became: `hidden` (B, L, width) for cross-attention, `pooled` (B, width or projection)."""
+class TextOutput:
+    """What a prompt became: `hidden` (B, L, width) for cross-attention, `pooled` (B, width or projection) or None."""
 
     hidden: mx.array
-    pooled: mx.array
+    pooled: mx.array | None
 
 
 class SelfAttention(nn.Module):
@@ -96,7 +96,7 @@ class ClipText(nn.Module):
             self.text_projection = Linear(config.hidden_size, config.projection_dim, bias=False)
         self.config = config
 
-    def __call__(self, ids: list[list[int]]) -> ClipOutput:
+    def __call__(self, ids: list[list[int]]) -> TextOutput:
         """ids: rows of equal length. The hidden state is the one `config.skip` counts from the end; only the last
         goes through the final norm, as in transformers."""
         tower = self.text_model
@@ -111,7 +111,7 @@ class ClipText(nn.Module):
         pooled = mx.stack([last[i, end] for i, end in enumerate(ends)])
         if "text_projection" in self:
             pooled = self.text_projection(pooled)
-        return ClipOutput(hidden, pooled)
+        return TextOutput(hidden, pooled)
 
 
 def _end(row: list[int], eos: int) -> int:

@@ -7,6 +7,7 @@ Attribute names are the parameter names of the checkpoints.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -214,6 +215,20 @@ class Attention(nn.Module):
         return self.to_q.weight.shape[0] // self.heads
 
 
+class PictureAttention(Attention):
+    """Every place of a feature map looks at every other, with its norm and shortcut."""
+
+    def __init__(self, channels: int, heads: int, groups: int, eps: float):
+        super().__init__(channels, heads, channels // heads, bias=True)
+        self.group_norm = GroupNorm(groups, channels, eps)
+
+    def __call__(self, x: mx.array, _: Any = None) -> mx.array:
+        """The second argument stands where a transformer is given the text."""
+        batch, height, width, channels = x.shape
+        y = super().__call__(self.group_norm(x).reshape(batch, height * width, channels))
+        return x + y.reshape(batch, height, width, channels)
+
+
 def split_heads(x: mx.array, heads: int) -> mx.array:
     """(B, L, heads * size) -> (B, heads, L, size)."""
     return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)
@@ -281,9 +296,18 @@ class Resnet(nn.Module):
     """Two convolutions around a shortcut, told the time in between. He et al. 2015, arXiv:1512.03385."""
 
     def __init__(
-        self, inputs: int, outputs: int, groups: int, eps: float, time: int | None = None, *, scale_shift: bool = False
+        self,
+        inputs: int,
+        outputs: int,
+        groups: int,
+        eps: float,
+        time: int | None = None,
+        *,
+        scale_shift: bool = False,
+        resample: Callable[[mx.array], mx.array] | None = None,
     ):
-        """time: width of the time embedding, None for none; scale_shift: the embedding scales as well as shifts."""
+        """time: width of the time embedding, None for none; scale_shift: the embedding scales as well as shifts;
+        resample: what makes the picture smaller or larger, before the first convolution and in the shortcut."""
         super().__init__()
         self.norm1 = GroupNorm(groups, inputs, eps)
         self.conv1 = Conv2d(inputs, outputs)
@@ -294,10 +318,13 @@ class Resnet(nn.Module):
         if inputs != outputs:
             self.conv_shortcut = Linear(inputs, outputs)
         self.scale_shift = scale_shift
+        self.resample = resample
 
     def __call__(self, x: mx.array, time: mx.array | None = None) -> mx.array:
         """time: the embedding (1 or B, width), already through its activation."""
         y = self.norm1(x, act=True)
+        if self.resample is not None:
+            x, y = self.resample(x), self.resample(y)
         if time is None:
             y = self.norm2(self.conv1(y), act=True)
         elif self.scale_shift:
@@ -307,6 +334,19 @@ class Resnet(nn.Module):
             y = self.norm2(self.conv1(y, self.time_emb_proj(time)), act=True)
         y = self.conv2(y)
         return (self.conv_shortcut(x) if "conv_shortcut" in self else x) + y
+
+
+def halved(x: mx.array) -> mx.array:
+    """(B, H, W, C) of even sides -> (B, H/2, W/2, C): the mean of each four pixels."""
+    batch, height, width, channels = x.shape
+    return mx.mean(x.reshape(batch, height // 2, 2, width // 2, 2, channels), axis=(2, 4))
+
+
+def doubled(x: mx.array) -> mx.array:
+    """(B, H, W, C) -> (B, 2H, 2W, C): every pixel four times."""
+    batch, height, width, channels = x.shape
+    x = mx.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
+    return x.reshape(batch, 2 * height, 2 * width, channels)
 
 
 class Downsample(nn.Module):
@@ -331,10 +371,8 @@ class Upsample(nn.Module):
 
     def __call__(self, x: mx.array, size: tuple[int, int] | None = None) -> mx.array:
         """size: (height, width) wanted, between one less than double and double."""
-        batch, height, width, channels = x.shape
-        x = mx.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
-        x = x.reshape(batch, 2 * height, 2 * width, channels)
-        if size is not None and size != (2 * height, 2 * width):
+        x = doubled(x)
+        if size is not None and size != x.shape[1:3]:
             x = x[:, : size[0], : size[1], :]
         return self.conv(x)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,13 +11,16 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
+from ..config import BertConfig
 from ..errors import UserError
-from ..tokenizer import ClipTokenizer
+from ..tokenizer import Tokenizer, open_tokenizer
 from . import BLAS, VERSION, cpu
-from .clip import ClipOutput, ClipText
+from .bert import BertText
+from .clip import ClipText, TextOutput
 from .layers import FUSED_HEADS, PackedLinear
+from .told import ClassEmbedder, Rescaler
 from .unet import KeysValues, UNet
-from .vae import Vae
+from .vae import autoencoder
 
 if TYPE_CHECKING:
     from ..folder import Folder
@@ -36,14 +40,17 @@ class Text:
 
 @dataclass
 class Cond:
-    """What `predict` needs to know about the texts: batches to run, and whether there is a negative one."""
+    """What `predict` needs to know about the texts: batches to run, and whether there is a negative one.
+
+    A U-Net that reads no text has one batch, of no keys and values.
+    """
 
     batches: list[Text]
     guided: bool
 
 
 class MlxModel:
-    """Text encoder, U-Net and autoencoder of a folder, loaded; see `mlxldm.backend.Model` for what each method does.
+    """All parts of a folder, loaded; see `mlxldm.backend.Model` for what each method does.
 
     precision: "float32", "float16", "bfloat16", or "auto": float16 on a GPU, float32 on a CPU.
     """
@@ -73,14 +80,21 @@ class MlxModel:
         dtype = DTYPES[precision]
         # SDXL's autoencoder overflows in float16, and its config says so
         careful = manifest.family == "sdxl" and manifest.vae.force_upcast and dtype == mx.float16
-        self._tokenizers = [ClipTokenizer.from_files(folder.tokenizer_files(1))]
         text_dtype = dtype if self._gpu else mx.float32  # a CPU is no slower in it, and reads the prompt once a job
-        self._texts = [fill(ClipText(manifest.text), folder, "text", text_dtype, self._gpu)]
-        if manifest.text_2 is not None:
-            self._tokenizers.append(ClipTokenizer.from_files(folder.tokenizer_files(2)))
-            self._texts.append(fill(ClipText(manifest.text_2), folder, "text_2", text_dtype, self._gpu))
+        self._tokenizers: list[Tokenizer] = []
+        self._texts: list[ClipText | BertText] = []
+        for number, (part, text) in enumerate(manifest.texts.items(), 1):
+            if manifest.task != "layout":  # which reads numbers of its own, and has no words
+                self._tokenizers.append(open_tokenizer(text, folder.tokenizer_files(number)))
+            encoder = BertText(text) if isinstance(text, BertConfig) else ClipText(text)
+            self._texts.append(fill(encoder, folder, part, text_dtype, self._gpu))
+        self._classes = self._rescaler = None
+        if "classes" in manifest.parts:
+            self._classes = fill(ClassEmbedder(manifest.classes), folder, "classes", text_dtype)
+        if "rescaler" in manifest.parts:  # a few numbers, used once a job
+            self._rescaler = fill(Rescaler(manifest.rescaler), folder, "rescaler", mx.float32)
         self._unet = fill(UNet(config), folder, "denoiser", dtype, self._gpu)
-        self._vae = fill(Vae(manifest.vae), folder, "vae", mx.float32 if careful else dtype)
+        self._vae = fill(autoencoder(manifest.vae), folder, "vae", mx.float32 if careful else dtype)
         if self._gpu:
             pad_heads(self._unet)
         mx.set_cache_limit(CACHE)
@@ -100,16 +114,44 @@ class MlxModel:
         prompts: list[str | None] = [prompt] if negative is None else [prompt, None if zeros else negative]
         # two batches of one run side by side on a CPU; a GPU wants one batch of two
         rows = [prompts] if self._gpu else [[text] for text in prompts]
-        cond = Cond([self._text(row, width, height) for row in rows], guided=negative is not None)
-        mx.eval([text.keys_values for text in cond.batches], [text.added[0] for text in cond.batches if text.added])
-        return cond
+        return self._cond([self._text(row, width, height) for row in rows], guided=negative is not None)
+
+    def condition(self, told: mx.array | None, without: mx.array | None) -> Cond:
+        """What is told, in place of a text, and what is told where nothing is: each (1, L, width) of one length."""
+        if told is None:
+            return Cond([Text([])], guided=False)
+        rows = [told] if without is None else [told, without]
+        if self._gpu:
+            rows = [mx.concatenate(rows)]
+        return self._cond([Text(self._unet.keys_values(row)) for row in rows], guided=without is not None)
+
+    @staticmethod
+    def _cond(batches: list[Text], guided: bool) -> Cond:
+        mx.eval([text.keys_values for text in batches], [text.added[0] for text in batches if text.added])
+        return Cond(batches, guided)
 
     def text_states(self, prompt: str) -> mx.array:
         """What the cross attentions read of a prompt: (1, positions, width)."""
         return mx.concatenate([output.hidden for output in self._encode([prompt])], axis=-1)
 
-    def _encode(self, prompts: list[str]) -> list[ClipOutput]:
-        outputs: list[ClipOutput] = []
+    def embed_ids(self, ids: Sequence[int]) -> mx.array:
+        """Numbers of tokens through the text encoder: (1, L, width)."""
+        self.manifest.part("text", BertConfig).check(ids)
+        return self._texts[0]([list(ids)]).hidden.astype(mx.float32)
+
+    def embed_class(self, label: int) -> mx.array:
+        """What stands for a class: (1, 1, width)."""
+        self.manifest.classes.check(label)
+        assert self._classes is not None
+        return self._classes([label]).astype(mx.float32)
+
+    def rescale(self, labels: mx.array) -> mx.array:
+        """A map of labels, (1, H, W, labels), as the U-Net takes it: (1, h, w, c)."""
+        assert self._rescaler is not None, "this model has no rescaler"
+        return self._rescaler(labels)
+
+    def _encode(self, prompts: list[str]) -> list[TextOutput]:
+        outputs: list[TextOutput] = []
         for tokenizer, encoder in zip(self._tokenizers, self._texts, strict=True):
             length = encoder.config.max_position_embeddings
             for text in prompts:
@@ -126,7 +168,9 @@ class MlxModel:
         if self.manifest.denoiser.addition_embed_type == "text_time":
             # SDXL is told the size of its training picture, the corner it was cut at, and the size wanted
             sizes = np.array([[height, width, 0, 0, height, width]] * len(prompts), np.float32)
-            added = (outputs[-1].pooled * given, sizes)
+            pooled = outputs[-1].pooled
+            assert pooled is not None
+            added = (pooled * given, sizes)
         return Text(self._unet.keys_values(hidden), added)
 
     def predict(
@@ -185,13 +229,15 @@ class MlxModel:
 
     def memory(self) -> dict[str, int]:
         """Bytes of the weights, and the most MLX ever held since loading began."""
-        parts: list[nn.Module] = [*self._texts, self._unet, self._vae]
-        weights = sum(array.nbytes for part in parts for _, array in tree_flatten(part.parameters()))
+        parts = [*self._texts, self._classes, self._rescaler, self._unet, self._vae]
+        trees = [part.parameters() for part in parts if part is not None]
+        weights = sum(array.nbytes for tree in trees for _, array in tree_flatten(tree))
         return {"weights": weights, "peak": mx.get_peak_memory()}
 
     def unload(self) -> None:
         """Let go of every weight; the model cannot be used afterwards."""
-        self._texts, self._unet, self._vae = [], None, None  # type: ignore[assignment]
+        self._texts, self._classes, self._rescaler = [], None, None
+        self._unet = self._vae = None  # type: ignore[assignment]
         mx.clear_cache()
 
 

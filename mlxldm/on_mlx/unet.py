@@ -1,20 +1,35 @@
-"""The conditional U-Net of latent diffusion. Rombach et al. 2022, arXiv:2112.10752; names as in diffusers.
+"""The U-Net of latent diffusion. Rombach et al. 2022, arXiv:2112.10752; names as in diffusers.
 
 General over what a UNet2DConditionModel config can say for Stable Diffusion 1.x, 2.x and XL, and for models from
-which layers were taken away (SSD-1B, Vega).
+which layers were taken away (SSD-1B, Vega); and over what a UNet2DModel config can say for the first latent diffusion
+models, which read no text.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..config import UNetConfig
-from .layers import Attention, Conv2d, Downsample, FeedForward, GroupNorm, LayerNorm, Linear, Resnet, Upsample, silu
+from ..config import MIDDLE, UNetConfig
+from .layers import (
+    Attention,
+    Conv2d,
+    Downsample,
+    FeedForward,
+    GroupNorm,
+    LayerNorm,
+    Linear,
+    PictureAttention,
+    Resnet,
+    Upsample,
+    doubled,
+    halved,
+    silu,
+)
 
 KeysValues = tuple[mx.array, mx.array]
 
@@ -87,7 +102,8 @@ class Transformer(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """One level on the way down: residual blocks, each with a transformer if the level has them, then half the size."""
+    """One level on the way down: residual blocks, each with a transformer or with attention to the picture if the level
+    has them, then half the size."""
 
     def __init__(self, config: UNetConfig, level: int, inputs: int, time: int):
         super().__init__()
@@ -96,8 +112,12 @@ class DownBlock(nn.Module):
         self.resnets = [_resnet(config, inputs if i == 0 else outputs, outputs, time) for i in range(len(depths))]
         if config.down_block_types[level] == "CrossAttnDownBlock2D":
             self.attentions = [_transformer(config, level, depth) for depth in depths]
-        if level < config.levels - 1:
+        elif config.down_block_types[level] == "AttnDownBlock2D":
+            self.attentions = [_picture_attention(config, level) for _ in depths]
+        if config.smaller(level) == "conv":
             self.downsamplers = [Downsample(outputs)]
+        elif config.smaller(level) == "resnet":
+            self.downsamplers = [_resnet(config, outputs, outputs, time, halved)]
 
     def __call__(self, x: mx.array, time: mx.array, text: Iterator[KeysValues]) -> tuple[mx.array, list[mx.array]]:
         skips = []
@@ -107,20 +127,24 @@ class DownBlock(nn.Module):
                 x = self.attentions[i](x, text)
             skips.append(x)
         if "downsamplers" in self:
-            x = self.downsamplers[0](x)
+            between = self.downsamplers[0]
+            x = between(x, time) if isinstance(between, Resnet) else between(x)
             skips.append(x)
         return x, skips
 
 
 class MidBlock(nn.Module):
-    """The lowest level: residual block, transformer, residual block; of "UNetMidBlock2D" the first alone (SSD-1B)."""
+    """The lowest level: residual block, transformer (of MIDDLE: attention to the picture), residual block; of
+    "UNetMidBlock2D" the first alone (SSD-1B)."""
 
     def __init__(self, config: UNetConfig, time: int):
         super().__init__()
         channels = config.block_out_channels[-1]
         whole = config.mid_block_type != "UNetMidBlock2D"
         self.resnets = [_resnet(config, channels, channels, time) for _ in range(2 if whole else 1)]
-        if whole:
+        if config.mid_block_type == MIDDLE:
+            self.attentions = [_picture_attention(config, config.levels - 1)]
+        elif whole:
             depth = config.transformer_layers_per_block[-1]
             # the middle never has attention to the text alone, whatever only_cross_attention says
             self.attentions = [_transformer(config, config.levels - 1, depth, only_cross=False)]
@@ -150,8 +174,12 @@ class UpBlock(nn.Module):
             self.resnets.append(_resnet(config, (before if i == 0 else outputs) + skip, outputs, time))
         if config.up_block_types[place] == "CrossAttnUpBlock2D":
             self.attentions = [_transformer(config, level, depth) for depth in depths]
-        if level > 0:
+        elif config.up_block_types[place] == "AttnUpBlock2D":
+            self.attentions = [_picture_attention(config, level) for _ in depths]
+        if config.larger(place) == "conv":
             self.upsamplers = [Upsample(outputs)]
+        elif config.larger(place) == "resnet":
+            self.upsamplers = [_resnet(config, outputs, outputs, time, doubled)]
 
     def __call__(
         self, x: mx.array, skips: list[mx.array], time: mx.array, text: Iterator[KeysValues], size: tuple[int, int]
@@ -161,12 +189,26 @@ class UpBlock(nn.Module):
             x = resnet(mx.concatenate([x, skips.pop()], axis=-1), time)
             if "attentions" in self:
                 x = self.attentions[i](x, text)
-        return self.upsamplers[0](x, size) if "upsamplers" in self else x
+        if "upsamplers" not in self:
+            return x
+        between = self.upsamplers[0]
+        return between(x, time) if isinstance(between, Resnet) else between(x, size)
 
 
-def _resnet(config: UNetConfig, inputs: int, outputs: int, time: int) -> Resnet:
-    scale_shift = config.resnet_time_scale_shift == "scale_shift"
-    return Resnet(inputs, outputs, config.norm_num_groups, config.norm_eps, time, scale_shift=scale_shift)
+def _resnet(
+    config: UNetConfig,
+    inputs: int,
+    outputs: int,
+    time: int,
+    resample: Callable[[mx.array], mx.array] | None = None,
+) -> Resnet:
+    scale_shift, groups = config.resnet_time_scale_shift == "scale_shift", config.norm_num_groups
+    return Resnet(inputs, outputs, groups, config.norm_eps, time, scale_shift=scale_shift, resample=resample)
+
+
+def _picture_attention(config: UNetConfig, level: int) -> PictureAttention:
+    channels = config.block_out_channels[level]
+    return PictureAttention(channels, config.heads[level], config.norm_num_groups, config.norm_eps)
 
 
 def _transformer(config: UNetConfig, level: int, layers: int, only_cross: bool | None = None) -> Transformer:
@@ -183,7 +225,8 @@ def _transformer(config: UNetConfig, level: int, layers: int, only_cross: bool |
 class UNet(nn.Module):
     """Noisy latents, the time and a text to what the network predicts (the noise, or v).
 
-    The work is cut where it changes: `keys_values` once a text, `embed` once a step, the call once a batch.
+    The work is cut where it changes: `keys_values` once a text, `embed` once a step, the call once a batch. A U-Net
+    that reads no text is given no keys and values.
     """
 
     def __init__(self, config: UNetConfig):
@@ -220,16 +263,20 @@ class UNet(nn.Module):
         """What the weights are, and so everything between input and output."""
         return self.conv_in.weight.dtype
 
-    def transformers(self) -> list[Transformer]:
-        """Every transformer, in the order the data meets them."""
+    def _looking(self) -> list[nn.Module]:
         middle = [self.mid_block] if "mid_block" in self else []
         blocks: list[nn.Module] = [*self.down_blocks, *middle, *self.up_blocks]
-        return [transformer for block in blocks if "attentions" in block for transformer in block.attentions]
+        return [module for block in blocks if "attentions" in block for module in block.attentions]
+
+    def transformers(self) -> list[Transformer]:
+        """Every transformer, in the order the data meets them."""
+        return [module for module in self._looking() if isinstance(module, Transformer)]
 
     def attentions(self) -> list[Attention]:
-        """Every attention of every transformer."""
+        """Every attention, of the transformers and those to the picture alone."""
+        alone = [module for module in self._looking() if isinstance(module, PictureAttention)]
         blocks = [block for transformer in self.transformers() for block in transformer.transformer_blocks]
-        return [attention for block in blocks for attention in (block.attn1, block.attn2)]
+        return [*alone, *(attention for block in blocks for attention in (block.attn1, block.attn2))]
 
     def keys_values(self, text: mx.array) -> list[KeysValues]:
         """What the text (B, L, width) contributes to every cross-attention, in order; the same at every step."""

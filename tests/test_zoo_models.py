@@ -1,4 +1,4 @@
-"""The first latent diffusion models on MLX: what the original networks compute, from files with their names.
+"""The first latent diffusion models on both backends: what the original networks compute, from files with their names.
 
 The networks are those of `compvis.py`, written apart; the files go through `view` and `backend.load`, as a person's do.
 All in float32, little; the last test prints the largest errors, each against the largest number of what was expected.
@@ -27,7 +27,7 @@ import torch  # noqa: E402
 from mlxldm_convert import view  # noqa: E402
 from mlxldm_convert.detect import Wish  # noqa: E402
 
-BACKENDS = ("mlx",)
+BACKENDS = ("mlx", "torch")
 ENOUGH, APART = 1e-4, 1e-2  # errors of what is the same; of what is not
 WORDS = [*"[PAD] [UNK] [CLS] [SEP] [MASK] a red house dusk ##s".split(), *map(chr, range(0x3B1, 0x3E3))]
 
@@ -74,8 +74,8 @@ def error(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def same(what: str, name: str, found: dict[str, np.ndarray], expected: np.ndarray) -> None:
-    """It is what was expected."""
-    pairs = {which: (found[which], expected) for which in BACKENDS}
+    """Both backends found what was expected, and one what the other did."""
+    pairs = {which: (found[which], expected) for which in BACKENDS} | {"mlx and torch": tuple(found.values())}
     for which, pair in pairs.items():
         off = error(*pair)
         worst[f"{what}, {which}"] = max(worst[f"{what}, {which}"], (off, name))
@@ -195,6 +195,8 @@ def test_a_prompt_is_read_as_the_original_does(name, zoo):
         same("prompt and U-Net", name, {which: both[i] for which, both in found.items()}, guess)
     with pytest.raises(UserError, match="too long"):
         zoo(name, "mlx").encode_text("a red house " * 5, None, 64, 64)
+    with pytest.raises(UserError, match="negative prompt is too long"):
+        zoo(name, "torch").encode_text("a", "a red house " * 5, 64, 64)
 
 
 def test_tokens_of_a_layout_are_read_as_the_original_does(zoo):

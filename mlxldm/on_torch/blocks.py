@@ -10,6 +10,8 @@ starting small kernels. What is done here is exact up to rounding:
 - keys and values of the text are computed once a job (`TextAttention.read`), not every step;
 - 1x1 convolutions are matrix products, and a picture stays channels_last from the first block to the last.
 
+U-Nets without text get what of this applies; residual blocks whose time scales as well as shifts stay diffusers' own.
+
 `quicken_unet` and `quicken_vae` replace the modules of a filled model. Sources: Rombach et al. 2022 (the U-Net),
 Wu and He 2018 (GroupNorm).
 """
@@ -20,7 +22,7 @@ import logging
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
@@ -61,19 +63,26 @@ def pixels(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class Resnet(nn.Module):
-    """A residual block. `temb` holds the projected time embeddings of all blocks; `rows` are this block's."""
+    """A residual block, that may make the picture smaller or larger first.
+
+    `temb` holds the projected time embeddings of all blocks; `rows` are this block's.
+    """
 
     def __init__(self, block: ResnetBlock2D, rows: slice | None = None):
         super().__init__()
         self.norm1, self.norm2 = NormAct(block.norm1, True), NormAct(block.norm2, True)
         self.conv1, self.conv2, self.conv_shortcut = block.conv1, block.conv2, block.conv_shortcut
+        self.resample = block.downsample if block.upsample is None else block.upsample
         self.rows = rows
         if self.conv_shortcut is not None:  # both biases in one addition
             both = self.conv_shortcut.bias + self.conv2.bias
             self.conv_shortcut.bias, self.conv2.bias = nn.Parameter(both, requires_grad=False), None
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
-        h = self.conv1(self.norm1(x))
+        h = self.norm1(x)
+        if self.resample is not None:
+            x, h = self.resample(x), self.resample(h)
+        h = self.conv1(h)
         h = self.conv2(self.norm2(h, None if self.rows is None or temb is None else temb[:, self.rows]))
         if self.conv_shortcut is not None:
             x = pixels(x, self.conv_shortcut.weight, self.conv_shortcut.bias)
@@ -189,7 +198,7 @@ class Transformer(nn.Module):
 
 
 class PictureAttention(nn.Module):
-    """The autoencoder's attention: the pixels (N, C, H, W) to each other in one head, added to themselves."""
+    """Attention without text: the pixels (N, C, H, W) to each other, in the autoencoder in one head; added to them."""
 
     def __init__(self, attn: Attention):
         super().__init__()
@@ -208,8 +217,6 @@ def _plain(block: ResnetBlock2D) -> bool:
     """Whether a residual block is the ordinary one, that `Resnet` computes."""
     return (
         block.time_embedding_norm in ("default", "group")  # "group": the autoencoder's, that get no time at all
-        and block.upsample is None
-        and block.downsample is None
         and not block.skip_time_act
         and block.output_scale_factor == 1.0
         and isinstance(block.nonlinearity, nn.SiLU)
@@ -229,21 +236,28 @@ def _quicken_end(part: nn.Module) -> None:
     part.conv_norm_out, part.conv_act = NormAct(part.conv_norm_out, True), nn.Identity()
 
 
-def quicken_unet(unet: UNet2DConditionModel) -> None:
+def quicken_unet(unet: UNet2DConditionModel | UNet2DModel) -> None:
     """Replace the blocks of a U-Net whose parameters are filled."""
     resnets = [module for module in unet.modules() if isinstance(module, ResnetBlock2D)]
-    if all(_plain(block) for block in resnets) and unet.time_embed_act is None:
-        unet.time_embed_act = TimeProjections(resnets)
+    alone = isinstance(unet, UNet2DModel)
+    if all(_plain(block) for block in resnets) and (alone or unet.time_embed_act is None):
+        if alone:  # which adds nothing to the time between its embedding and the blocks
+            assert unet.class_embedding is None
+            unet.time_embedding = nn.Sequential(unet.time_embedding, TimeProjections(resnets))
+        else:
+            unet.time_embed_act = TimeProjections(resnets)
         ends = torch.tensor([block.out_channels for block in resnets]).cumsum(0).tolist()
         rows = {id(b): slice(end - b.out_channels, end) for b, end in zip(resnets, ends, strict=True)}
         _replace(unet, ResnetBlock2D, lambda block: Resnet(block, rows[id(block)]))
     else:
         log.info("the U-Net's residual blocks are not the ordinary ones: diffusers' own (slower) code runs them")
     _replace(unet, Transformer2DModel, Transformer)
+    if alone:
+        _replace(unet, Attention, PictureAttention)
     _quicken_end(unet)
 
 
-def quicken_vae(vae: AutoencoderKL) -> None:
+def quicken_vae(vae: AutoencoderKL | VQModel) -> None:
     """Replace the blocks of an autoencoder whose parameters are filled."""
     assert all(_plain(module) for module in vae.modules() if isinstance(module, ResnetBlock2D))
     _replace(vae, ResnetBlock2D, Resnet)

@@ -16,16 +16,17 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from ..config import ClipTextConfig, UNetConfig
+from ..config import BertConfig, ClipTextConfig, UNetConfig, VqConfig
 from ..errors import UserError
 from ..folder import Folder, Manifest
-from ..tokenizer import ClipTokenizer
+from ..tokenizer import open_tokenizer
 from .blocks import quicken_unet, quicken_vae
 from .model import TextEncoder, TorchModel
+from .told import ClassEmbedder, Rescaler
 
 log = logging.getLogger(__name__)
 
@@ -47,18 +48,33 @@ def _build(folder: Folder, where: torch.device, dtype: torch.dtype, why: str) ->
     manifest = folder.manifest
     # A CPU reads the prompt once a job: float32 costs nothing there. On a GPU the text is half precision as well.
     text_dtype = torch.float32 if where.type == "cpu" else dtype
-    encoders = [_text(folder, "text", 1, where, text_dtype)]
-    if manifest.text_2 is not None:
-        encoders.append(_text(folder, "text_2", 2, where, text_dtype))
-
+    encoders = [_text(folder, part, number, where, text_dtype) for number, part in enumerate(manifest.texts, 1)]
+    classes = rescaler = None
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**manifest.denoiser.to_diffusers())
-        vae = AutoencoderKL(**manifest.vae.to_diffusers())
+        unet = _unet(manifest.denoiser)
+        vae = (VQModel if isinstance(manifest.vae, VqConfig) else AutoencoderKL)(**manifest.vae.to_diffusers())
+        if "classes" in manifest.parts:
+            classes = ClassEmbedder(manifest.classes)
+        if "rescaler" in manifest.parts:
+            rescaler = Rescaler(manifest.rescaler)
     _fill(unet, folder, "denoiser", where, dtype)
     _fill(vae, folder, "vae", where, _vae_dtype(manifest, dtype))
+    if classes is not None:
+        _fill(classes, folder, "classes", where, text_dtype)
+    if rescaler is not None:  # a few numbers, used once a job
+        _fill(rescaler, folder, "rescaler", where, torch.float32)
     quicken_unet(unet)
     quicken_vae(vae)
-    return TorchModel(manifest, encoders, unet, vae, where, dtype, why)
+    return TorchModel(manifest, encoders, classes, rescaler, unet, vae, where, dtype, why)
+
+
+def _unet(config: UNetConfig) -> UNet2DConditionModel | UNet2DModel:
+    if config.diffusers == "UNet2DConditionModel":
+        return UNet2DConditionModel(**config.to_diffusers())
+    unet = UNet2DModel(**config.to_diffusers())
+    for name, heads in config.picture_attention().items():
+        unet.get_submodule(name).heads = heads
+    return unet
 
 
 def _check(manifest: Manifest) -> None:
@@ -150,22 +166,36 @@ def bfloat16_gain() -> float:
 
 
 def _text(folder: Folder, part: str, number: int, device: torch.device, dtype: torch.dtype) -> TextEncoder:
-    config: ClipTextConfig = getattr(folder.manifest, part)
-    values = config.to_dict()
-    skip = values.pop("skip")
-    kind = CLIPTextModel if config.projection_dim is None else CLIPTextModelWithProjection
-    if config.projection_dim is None:
-        del values["projection_dim"]
+    config = folder.manifest.texts[part]
+    skip = -1 if isinstance(config, BertConfig) else config.skip
     with torch.device("meta"):
-        clip = kind(CLIPTextConfig(**values))
+        net = _bert(config) if isinstance(config, BertConfig) else _clip(config)
     # CLIP keeps a buffer that no file holds. Left on the meta device it would give wrong numbers without an error.
-    for module in clip.modules():
+    for module in net.modules():
         for name, buffer in module.named_buffers(recurse=False):
             assert name == "position_ids", name
             setattr(module, name, torch.arange(buffer.shape[-1], device=device).expand(1, -1))
-    _fill(clip, folder, part, device, dtype, dialect="text_model.")
-    tokenizer = ClipTokenizer.from_files(folder.tokenizer_files(number))
-    return TextEncoder(clip, tokenizer, config.max_position_embeddings, skip)
+    _fill(net, folder, part, device, dtype, dialect="model." if isinstance(config, BertConfig) else "text_model.")
+    tokenizer = None
+    if folder.manifest.task != "layout":  # which reads numbers of its own, and has no words
+        tokenizer = open_tokenizer(config, folder.tokenizer_files(number))
+    return TextEncoder(net, tokenizer, config.max_position_embeddings, skip)
+
+
+def _clip(config: ClipTextConfig) -> nn.Module:
+    values = config.to_dict()
+    del values["skip"]
+    kind = CLIPTextModel if config.projection_dim is None else CLIPTextModelWithProjection
+    if config.projection_dim is None:
+        del values["projection_dim"]
+    return kind(CLIPTextConfig(**values))
+
+
+def _bert(config: BertConfig) -> nn.Module:
+    # not at the top: it brings a whole pipeline along, which few models need
+    from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertEncoder
+
+    return LDMBertEncoder(LDMBertConfig(**config.to_diffusers()))
 
 
 def _fill(

@@ -7,43 +7,50 @@ import gc
 import logging
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
 from torch import Tensor, nn
 
+from ..config import BertConfig, VqConfig
 from ..errors import UserError
 from .blocks import text_attentions
 
 if TYPE_CHECKING:
     from ..folder import Manifest
-    from ..tokenizer import ClipTokenizer
+    from ..tokenizer import Tokenizer
+    from .told import ClassEmbedder, Rescaler
 
 log = logging.getLogger(__name__)
 
+SCORES = 1 << 25  # bytes of distances to codes to hold at a time
 WARM_UP = 2  # U-Net calls before a capture: the first chooses kernels and compiles, the second finds all of it ready
 
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """A CLIP text encoder with its tokenizer; `skip` is the hidden state that the U-Net reads (see ClipTextConfig)."""
+    """A text encoder with its tokenizer; `skip` is the hidden state that the U-Net reads (see ClipTextConfig)."""
 
-    clip: nn.Module
-    tokenizer: ClipTokenizer
+    net: nn.Module
+    tokenizer: Tokenizer | None  # None: it is given numbers only
     length: int
     skip: int
 
     def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor | None]:
         """The hidden states (N, length, D) of N texts, and their summaries (N, P) where the model projects one."""
-        device = next(self.clip.parameters()).device
+        assert self.tokenizer is not None, "this model has no words"
         for text, name in zip(texts, ("prompt", "negative prompt"), strict=False):
             self.tokenizer.check(text, self.length, name)
-        ids = torch.tensor([self.tokenizer.ids(text, self.length) for text in texts], device=device)
-        out = self.clip(ids, output_hidden_states=self.skip != -1)
+        return self.read([self.tokenizer.ids(text, self.length) for text in texts])
+
+    def read(self, tokens: list[list[int]]) -> tuple[Tensor, Tensor | None]:
+        """The same of texts that are numbers already, in rows of equal length."""
+        ids = torch.tensor(tokens, device=next(self.net.parameters()).device)
+        out = self.net(ids, output_hidden_states=self.skip != -1, return_dict=True)
         hidden = out.last_hidden_state if self.skip == -1 else out.hidden_states[self.skip]
         return hidden, getattr(out, "text_embeds", None)
 
@@ -52,21 +59,23 @@ class TextEncoder:
 class Cond:
     """What `predict` is told about the text: row 0 is the prompt, row 1 (if there) the negative prompt."""
 
-    context: Tensor  # (rows, T, E)
+    context: Tensor | None  # (rows, T, E); None for a U-Net that reads no text
     texts: list[tuple[Tensor, Tensor]]  # keys and values of every layer that reads the text
     added: dict[str, Tensor] | None  # SDXL: text_embeds (rows, P), time_ids (rows, 6)
 
     @property
     def rows(self) -> int:
-        return self.context.shape[0]
+        return 1 if self.context is None else self.context.shape[0]
 
     def tensors(self) -> list[Tensor]:
         """All of them, in a fixed order."""
-        return [self.context, *(t for pair in self.texts for t in pair), *(self.added or {}).values()]
+        context = [] if self.context is None else [self.context]
+        return [*context, *(t for pair in self.texts for t in pair), *(self.added or {}).values()]
 
     def clone(self) -> Cond:
         added = None if self.added is None else {name: t.clone() for name, t in self.added.items()}
-        return Cond(self.context.clone(), [(k.clone(), v.clone()) for k, v in self.texts], added)
+        context = None if self.context is None else self.context.clone()
+        return Cond(context, [(k.clone(), v.clone()) for k, v in self.texts], added)
 
 
 class TorchModel:
@@ -76,8 +85,10 @@ class TorchModel:
         self,
         manifest: Manifest,
         encoders: list[TextEncoder],
-        unet: UNet2DConditionModel,
-        vae: AutoencoderKL,
+        classes: ClassEmbedder | None,
+        rescaler: Rescaler | None,
+        unet: UNet2DConditionModel | UNet2DModel,
+        vae: AutoencoderKL | VQModel,
         device: torch.device,
         dtype: torch.dtype,
         why: str,
@@ -86,7 +97,8 @@ class TorchModel:
         self.device, self.dtype = device, dtype
         self.precision = str(dtype).split(".")[-1]
         self.description = f"torch {torch.__version__} on {_called(device)}, {self.precision} ({why})"
-        self._encoders, self._unet, self._vae = encoders, unet, vae
+        self._encoders, self._classes, self._rescaler = encoders, classes, rescaler
+        self._unet, self._vae = unet, vae
         self._readers = text_attentions(unet)
         self._capture = device.type == "cuda"
         self._captured: Captured | None = None
@@ -127,8 +139,33 @@ class TorchModel:
             }
         return Cond(context, [reader.read(context) for reader in self._readers], added)
 
+    @torch.no_grad()
+    def condition(self, told: Tensor | None, without: Tensor | None) -> Cond:
+        if told is None:
+            return Cond(None, [], None)
+        context = torch.cat([told] if without is None else [told, without]).to(self.dtype)
+        return Cond(context, [reader.read(context) for reader in self._readers], None)
+
+    @torch.no_grad()
+    def embed_ids(self, ids: Sequence[int]) -> Tensor:
+        self.manifest.part("text", BertConfig).check(ids)
+        return self._encoders[0].read([list(ids)])[0].float()
+
+    @torch.no_grad()
+    def embed_class(self, label: int) -> Tensor:
+        self.manifest.classes.check(label)
+        assert self._classes is not None
+        return self._classes(torch.tensor([label], device=self.device)).float()
+
+    @torch.no_grad()
+    def rescale(self, labels: Tensor) -> Tensor:
+        assert self._rescaler is not None, "this model has no rescaler"
+        return _nhwc(self._rescaler(_nchw(labels, torch.float32)))
+
     def text_states(self, prompt: str) -> Tensor:
-        return self.encode_text(prompt, None, 0, 0).context
+        context = self.encode_text(prompt, None, 0, 0).context
+        assert context is not None
+        return context
 
     @torch.no_grad()
     def predict(
@@ -150,6 +187,9 @@ class TorchModel:
             moments = vae.encoder(_nchw(pixels, _dtype_of(vae)))
             if vae.quant_conv is not None:
                 moments = vae.quant_conv(moments)
+        if isinstance(config, VqConfig):
+            latent = _nhwc(moments) * config.scaling_factor
+            return latent, torch.zeros_like(latent)
         mean, log_variance = _nhwc(moments).chunk(2, dim=-1)
         std = torch.exp(0.5 * log_variance.clamp(-30, 20))  # the clamp is the training code's
         return (mean - (config.shift_factor or 0.0)) * config.scaling_factor, std * config.scaling_factor
@@ -166,13 +206,17 @@ class TorchModel:
     def _decode(self, latent: Tensor) -> Tensor:
         vae, config = self._vae, self.manifest.vae
         with self._here():
-            z = _nchw(latent / config.scaling_factor + (config.shift_factor or 0.0), _dtype_of(vae))
+            latent = latent / config.scaling_factor + (config.shift_factor or 0.0)
+            if isinstance(config, VqConfig):
+                latent = nearest(latent, vae.quantize.embedding.weight.float())
+            z = _nchw(latent, _dtype_of(vae))
             if vae.post_quant_conv is not None:
                 z = vae.post_quant_conv(z)
             return _nhwc(vae.decoder(z))
 
     def memory(self) -> dict[str, int]:
-        modules = [encoder.clip for encoder in self._encoders] + [self._unet, self._vae]
+        modules = [encoder.net for encoder in self._encoders]
+        modules += [self._classes, self._rescaler, self._unet, self._vae]
         weights = sum(p.nbytes for module in modules if module is not None for p in module.parameters())
         if self.device.type == "cuda":
             return {"weights": weights, "peak": torch.cuda.max_memory_allocated(self.device)}
@@ -186,7 +230,7 @@ class TorchModel:
     def unload(self) -> None:
         self._captured = None
         self._encoders, self._readers = [], []
-        self._unet = self._vae = None
+        self._classes = self._rescaler = self._unet = self._vae = None
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -199,6 +243,8 @@ class TorchModel:
             reader.use(text)
         sample = _nchw(torch.cat([x] * cond.rows), self.dtype)
         times = timestep.expand(cond.rows)
+        if cond.context is None:
+            return _nhwc(self._unet(sample, times, return_dict=False)[0])
         return _nhwc(self._unet(sample, times, cond.context, added_cond_kwargs=cond.added, return_dict=False)[0])
 
     def _replay(self, x: Tensor, timestep: float, cond: Cond) -> Tensor:
@@ -264,6 +310,19 @@ class Captured:
         self._timestep.fill_(timestep)
         self._graph.replay()
         return self._out.clone()  # the next step writes where this one did
+
+
+def nearest(x: Tensor, table: Tensor) -> Tensor:
+    """Of each place of x (..., channels) the nearest code of the table (codes, channels), both float32.
+
+    |p - c|² is least where p·c - |c|²/2 is largest; without a matrix product, which may be of fewer bits on a GPU.
+    """
+    half = 0.5 * table.square().sum(dim=-1)
+    found = []
+    for places in x.reshape(-1, x.shape[-1]).split(max(1, SCORES // (4 * len(table)))):
+        products = sum(places[:, i, None] * table[:, i] for i in range(table.shape[1]))
+        found.append(table[(products - half).argmax(dim=-1)])
+    return torch.cat(found).reshape(x.shape)
 
 
 def _nchw(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -283,8 +283,8 @@ def test_a_picture_smaller_than_a_latent_is_refused(tmp_path):
 
 
 def test_a_model_whose_own_sampler_is_not_here_can_be_given_another():
-    manifest = dataclasses.replace(MANIFEST, defaults=dataclasses.replace(MANIFEST.defaults, sampler="deis"))
-    with pytest.raises(UserError, match="no sampler 'deis', which little asks for"):
+    manifest = dataclasses.replace(MANIFEST, defaults=dataclasses.replace(MANIFEST.defaults, sampler="dpm3"))
+    with pytest.raises(UserError, match="no sampler 'dpm3', which little asks for"):
         resolve(Job(), manifest)
     assert resolve(Job(sampler="euler"), manifest).sampler == "euler"
 

@@ -164,7 +164,8 @@ def _generate_arguments(parser: Parser) -> None:
     other.add_argument("--database", metavar="FOLDER", help="for models that look at pictures: where to find some")
     other.add_argument("--neighbours", type=whole, metavar="N", help="how many of them to look at; default 10")
     other.add_argument("--clip", metavar="FOLDER", help="the CLIP (ViT-L/14) that finds them, as transformers has it")
-    start.add_argument("--job", metavar="JSON|PNG", help="a job in JSON, or a picture made by mlxldm to make again")
+    start.add_argument("--job", metavar="JSON|PICTURE",
+                       help="a job in JSON, or a picture to make again, of ours or another program's")  # fmt: skip
 
 
 _WISHES = (
@@ -242,12 +243,37 @@ def _wish(args: argparse.Namespace) -> Job:
 
         given["boxes"] = (boxes.read(args.boxes) if args.boxes else ()) + tuple(map(boxes.from_text, args.box or ()))
     if args.job is not None:
-        from .picture import read_job
-
-        return read_job(args.job).replace(**given)
+        return _recorded(args.job, given)
     if "prompt" not in given:
         raise UserError('What should be drawn? Give a prompt: mlxldm generate "a lighthouse at dusk".')
     return Job(**given)
+
+
+def _recorded(path: str, given: dict[str, Any]) -> Job:
+    """The job in a file, with what is `given` on top; of another program's picture, what cannot be done is said."""
+    from . import store
+    from .picture import read_record
+
+    record = read_record(path)
+    job = record.job.replace(**given)
+    if record.program == "mlxldm":
+        return job
+    say(f"{path}: a job of {record.program}")
+    if job.strength is not None and job.image is None:
+        record.left.append(f"strength {job.strength:g}: give the picture it started from with --image")
+        job = job.replace(strength=None)
+    if record.left:
+        say(f"not taken over: {'; '.join(record.left)}")
+    if job.model is not None and "model" not in given:
+        found = store.recall(job.model, record.model_hash)
+        if found is None:
+            known_as = f" (hash {record.model_hash})" if record.model_hash else ""
+            raise UserError(
+                f"{path!r} was made with the model {job.model!r}{known_as}, which is not here by name or hash: give "
+                f"one with --model, or add the folder it is in with: mlxldm models add FOLDER."
+            )
+        job = job.replace(model=found)
+    return job
 
 
 def check_prompts(folder: Folder, job: Job) -> None:
@@ -362,7 +388,8 @@ def _models(args: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace) -> int:
     what = args.what
-    if what is not None and os.path.isfile(what) and Path(what).suffix.lower() in (".png", ".json"):
+    pictures = (".png", ".jpg", ".jpeg", ".webp")
+    if what is not None and os.path.isfile(what) and Path(what).suffix.lower() in (*pictures, ".json"):
         return _show_job(args)
     folder = find(what)
     about = describe(folder)
@@ -384,11 +411,14 @@ def _show(args: argparse.Namespace) -> int:
 def _show_job(args: argparse.Namespace) -> int:
     from .picture import read_record
 
-    job, made_by = read_record(args.what)
+    record = read_record(args.what)
+    job, made_by = record.job.to_json(), record.made_by
+    if record.program != "mlxldm":
+        made_by = {"program": record.program, "model_hash": record.model_hash, "not_taken_over": record.left}
     if args.json:
-        _print_json({"job": job.to_json(), "made_by": made_by})
+        _print_json({"job": job, "made_by": made_by})
         return 0
-    _table([[name, str(value)] for name, value in {**job.to_json(), **made_by}.items() if value != ""])
+    _table([[name, _plain(value)] for name, value in {**job, **made_by}.items() if value not in ("", None, [])])
     return 0
 
 
@@ -479,6 +509,8 @@ def _version(args: argparse.Namespace) -> int:
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items() if inner not in (None, {}))
+    if isinstance(value, list):
+        return "; ".join(map(_plain, value))
     return str(value)
 
 

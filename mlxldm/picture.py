@@ -8,14 +8,15 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import others
 from .errors import UserError
 from .job import Job
+from .others import Found
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -182,30 +183,18 @@ def _part_of(target: Path) -> Path:
     return target.with_name(f".{secrets.token_hex(6)}.part")
 
 
-# The names other programs know our samplers and spacings by.
-_SAMPLERS = {
-    "ddim": "DDIM", "ddpm": "DDPM", "euler": "Euler", "euler_a": "Euler a", "heun": "Heun", "lms": "LMS",
-    "pndm": "PLMS", "dpm2": "DPM2", "dpm2_a": "DPM2 a", "dpmpp_2s": "DPM++ 2S", "dpmpp_2m": "DPM++ 2M",
-    "dpmpp_2m_sde": "DPM++ 2M SDE", "dpmpp_sde": "DPM++ SDE", "dpmpp_3m_sde": "DPM++ 3M SDE", "unipc": "UniPC",
-    "deis": "DEIS", "lcm": "LCM", "tcd": "TCD",
-}  # fmt: skip
-_SPACINGS = {
-    "karras": "Karras", "exponential": "Exponential", "sgm_uniform": "SGM Uniform", "beta": "Beta",
-    "ays": "Align Your Steps",
-}  # fmt: skip
-
-
 def parameters(job: Job, made_by: dict[str, Any] | None = None) -> str:
     """The job as the text that A1111 puts into its PNGs: prompt, negative prompt, then one line of settings."""
     settings = {
         "Steps": job.steps,
-        "Sampler": _SAMPLERS.get(job.sampler or "", job.sampler),
-        "Schedule type": _SPACINGS.get(job.spacing or ""),
+        "Sampler": others.SAMPLER_NAMES.get(job.sampler or "", job.sampler),
+        "Schedule type": others.SPACING_NAMES.get(job.spacing or ""),
         "CFG scale": None if job.guidance is None else f"{job.guidance:g}",
         "Seed": job.seed,
         "Size": f"{job.width}x{job.height}" if job.width and job.height else None,
         "Model": _quoted(Path(job.model).name if job.model else "scenes"),
         "Denoising strength": f"{job.strength:g}" if job.image and job.strength is not None else None,
+        "RNG": {"torch-cpu": "CPU", "nvidia": "NV"}[job.noise],
         "Version": f"mlxldm {(made_by or {}).get('mlxldm', '')}".strip(),
     }
     lines = [job.prompt]
@@ -228,52 +217,64 @@ def _printable(text: str) -> str:
 
 
 def read_job(path: Pathlike) -> Job:
-    """The job in a JSON file, or the one inside a PNG that `save_png` wrote."""
-    return read_record(path)[0]
+    """The job in a JSON file, or the one inside a picture."""
+    return read_record(path).job
 
 
-def read_record(path: Pathlike) -> tuple[Job, dict[str, Any]]:
-    """A file's job and, from a PNG, what made it."""
+def read_record(path: Pathlike) -> Found:
+    """What a file says of how a picture is made: a job in JSON, or a picture of ours or of another program (`others`).
+
+    Raises UserError for a file that is neither, and for a picture without a job.
+    """
     file = os.fspath(path)
     try:
-        head = _head(path)
-        data = _chunk(path) if head.startswith(b"\x89PNG\r\n\x1a\n") else json.loads(Path(path).read_bytes())
+        with open(path, "rb") as opened:
+            head = opened.read(12)
+        if head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")) or head[:4] + head[8:] == b"RIFFWEBP":
+            texts = _texts(path)
+            if CHUNK not in texts:
+                found = others.read(texts)
+                if found is None:
+                    raise UserError(
+                        f"{file!r} has no job inside: pictures of mlxldm, A1111's web UI and its forks, ComfyUI, "
+                        f"InvokeAI, mflux and Draw Things can be made again, as long as nothing took it away."
+                    )
+                return found
+            data = json.loads(texts[CHUNK])
+        else:
+            data = json.loads(Path(path).read_bytes())
     except FileNotFoundError:
-        raise UserError(f"There is no file {file!r}; give a job in JSON or a PNG made by mlxldm.") from None
+        raise UserError(f"There is no file {file!r}; give a job in JSON or a picture with one inside.") from None
     except OSError as error:
         raise UserError(f"{file!r} cannot be read: {error.strerror or error}.") from None
     except (ValueError, SyntaxError, RecursionError):
-        raise UserError(f"{file!r} is neither a job in JSON nor a readable PNG made by mlxldm.") from None
+        raise UserError(f"{file!r} is neither a job in JSON nor a readable picture with one inside.") from None
     if not isinstance(data, dict):
         raise UserError(f"{file!r} holds no job; a job is a JSON object like {{\"prompt\": \"...\"}}.")
     made_by = data.get("made_by")
-    if isinstance(data.get("job"), dict):  # a PNG's chunk, or what `generate --json` printed
+    if isinstance(data.get("job"), dict):  # a picture's chunk, or what `generate --json` printed
         data = data["job"]
     try:
-        return Job.from_json(data), made_by if isinstance(made_by, dict) else {}
+        return Found("mlxldm", Job.from_json(data), made_by=made_by if isinstance(made_by, dict) else {})
     except UserError as error:
         raise UserError(f"{file!r}: {error}") from None
 
 
-def _head(path: Pathlike) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(8)
-
-
-def _chunk(path: Pathlike) -> Any:
+def _texts(path: Pathlike) -> dict[str, str]:
+    """A picture's texts as `others.read` takes them; those after the pixels need the whole file read."""
     from PIL import Image
 
-    texts: dict[str, Any] = {}
     with Image.open(path) as picture:
-        texts = dict(_texts(picture))
-    if CHUNK not in texts:
-        raise UserError(f"{os.fspath(path)!r} has no mlxldm job inside; only PNGs that mlxldm wrote can be made again.")
-    return json.loads(texts[CHUNK])
-
-
-def _texts(picture: Image.Image) -> Iterator[tuple[str, str]]:
-    """A PNG's text chunks; those after the pixels (some editors move them there) need the whole file read."""
-    yield from ((key, value) for key, value in picture.info.items() if isinstance(value, str))
-    if CHUNK not in picture.info:
-        picture.load()
-        yield from ((key, value) for key, value in picture.info.items() if isinstance(value, str))
+        if not {CHUNK, *others.READERS} & picture.info.keys() and picture.format == "PNG":
+            picture.load()  # some editors move them there
+        texts = {key: value for key, value in picture.info.items() if isinstance(value, str)}
+        comment = picture.getexif().get_ifd(0x8769).get(0x9286)  # EXIF's UserComment
+        xmp = picture.info.get("XML:com.adobe.xmp", picture.info.get("xmp"))
+    if isinstance(comment, bytes):
+        code, comment = comment[:8], comment[8:]
+        comment = comment.decode("utf-16-be" if code == b"UNICODE\0" else "utf-8", "replace")
+    if isinstance(comment, str):
+        texts["exif"] = comment.strip("\0")
+    if isinstance(xmp, bytes):
+        xmp = xmp.decode("utf-8", "replace")
+    return texts if xmp is None else {**texts, "xmp": xmp}

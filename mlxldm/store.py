@@ -114,6 +114,59 @@ def locate(name: str) -> Path:
     )
 
 
+def recall(name: str, digest: str | None) -> str | None:
+    """The model that another program called `name`, or that has the hash it wrote; None if it is not here.
+
+    `digest`: the first digits of the sha256 of its file, or eight of A1111's old kind (of 64 KB in it). Files are read
+    for it only where no name fits; a file's digest is kept, and asked again when its size or time has changed.
+    """
+    plain = {_plainly(row["name"]): row["name"] for row in models() if row["state"] == "ready"}
+    inside = [path for folder in folders() if _exists(folder) for path in _checkpoints(folder)]
+    plain = {_plainly(path.stem if path.is_file() else path.name): str(path) for path in inside} | plain
+    if _plainly(name) in plain:
+        return plain[_plainly(name)]
+    if digest is None:
+        return None
+    files = {str(path): path for path in inside if path.is_file()}
+    for row in models():
+        path = Path(row["path"])
+        if row["state"] == "ready" and path.is_file():
+            files[row["name"]] = path
+        elif row["state"] == "ready" and (path / "model.json").exists():
+            sums = Manifest.from_json(read_json(path / "model.json")).source.get("sha256")
+            if isinstance(sums, dict) and any(str(one).startswith(digest) for one in sums.values()):
+                return str(row["name"])
+    of = _old_hash if len(digest) == 8 else _sha256
+    return next((known for known, path in files.items() if of(path).startswith(digest)), None)
+
+
+def _plainly(name: str) -> str:
+    """A name as it is compared: programs differ in capitals, spaces and signs."""
+    return re.sub(r"[^a-z0-9]+", "", name.rpartition("/")[2].lower())
+
+
+def _old_hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        file.seek(0x100000)
+        return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
+
+
+def _sha256(path: Path) -> str:
+    memory = home() / ".digests.json"
+    try:
+        known = read_json(memory)
+    except UserError:
+        known = {}
+    known = known if isinstance(known, dict) else {}
+    entry = known.get(str(path))
+    if not isinstance(entry, dict) or entry.get("mark") != _mark(path) or not isinstance(entry.get("sha256"), str):
+        with open(path, "rb") as file:
+            entry = {"mark": _mark(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        with contextlib.suppress(UserError):  # as above
+            _write_json(memory, {**known, str(path): entry})
+    return str(entry["sha256"])
+
+
 def register(name: str, path: str | os.PathLike[str], *, force: bool = False) -> None:
     """Remember that `name` is the model at `path`.
 

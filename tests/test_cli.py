@@ -73,7 +73,8 @@ def test_a_picture_with_its_job_inside(draw, here: Path):
         assert picture.size == (64, 64) and picture.mode == "RGB"
         assert "a red house" in picture.info["parameters"] and "Seed: 7" in picture.info["parameters"]
         assert np.asarray(picture).std() > 1
-    job, made_by = read_record("out.png")
+    record = read_record("out.png")
+    job, made_by = record.job, record.made_by
     assert (job.prompt, job.negative, job.seed, job.steps, job.sampler) == ("a red house", "snow", 7, 4, "ddim")
     assert made_by["mlxldm"] == mlxldm.__version__ and "MLX" in made_by["backend"]
 
@@ -95,6 +96,29 @@ def test_make_it_again_from_the_picture_and_from_json(draw, here: Path):
     draw("--job", "first.png", "--seed", "6", "-o", "other.png")
     assert read_job("other.png") == read_job("first.png").replace(seed=6)
     assert not np.array_equal(load_image("first.png", 64, 64), load_image("other.png", 64, 64))
+
+
+@needs_mlx
+def test_a_picture_of_another_program(draw, run, here: Path):
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    settings = "Steps: 2, Sampler: DPM adaptive, CFG scale: 4, Seed: 9, Size: 64x64, Model hash: 0123456789, "
+    settings += "Model: dreams, Denoising strength: 0.5"
+    info.add_text("parameters", f"a boat\nNegative prompt: rain\n{settings}")
+    Image.new("RGB", (8, 8)).save("a1111.png", pnginfo=info)
+    code, _, err = draw("--job", "a1111.png", "-o", "again.png")
+    assert code == 0 and "a job of A1111's web UI" in err, err
+    assert "not taken over: sampler DPM adaptive; strength 0.5: give the picture it started from" in err
+    job = read_job("again.png")
+    assert (job.prompt, job.negative, job.seed, job.steps, job.guidance) == ("a boat", "rain", 9, 2, 4.0)
+    assert job.noise == "nvidia" and job.sampler == "ddim" and job.width == 64
+    code, out, err = run("generate", "--job", "a1111.png", "-o", "none.png")
+    assert (code, out) == (2, "") and "made with the model 'dreams' (hash 0123456789), which is not here" in err
+    assert "Traceback" not in err and not Path("none.png").exists()
+    code, out, _ = run("show", "a1111.png", "--json")
+    assert code == 0 and json.loads(out)["made_by"]["not_taken_over"] == ["sampler DPM adaptive"]
+    assert "A1111's web UI" in run("show", "a1111.png")[1]
 
 
 @needs_mlx

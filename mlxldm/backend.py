@@ -16,6 +16,7 @@ from .errors import UserError, nearest
 if TYPE_CHECKING:
     import numpy as np
 
+    from .clip import ClipFolder
     from .folder import Folder, Manifest
 
 BACKENDS = ("mlx", "torch")
@@ -23,6 +24,16 @@ PRECISIONS = ("float32", "float16", "bfloat16")
 INSTALL_TORCH = 'pip install "mlxldm[torch]"'
 
 Array = Any  # an mlx.core.array or a torch.Tensor; the pipeline uses + - * / on it and nothing else
+
+
+class Clip(Protocol):
+    """A loaded CLIP: texts and pictures as vectors, the nearer in direction the more they are of the same."""
+
+    def text(self, prompt: str) -> np.ndarray:
+        """The vector (width,) of a text, float32, of any length."""
+
+    def pictures(self, pixels: np.ndarray) -> np.ndarray:
+        """The vectors (N, width) of pictures (N, S, S, 3) as `retrieval.prepared` makes them."""
 
 
 class Model(Protocol):
@@ -90,6 +101,9 @@ class Model(Protocol):
 
         H = h times the autoencoder's `factor`. With a table of codes, each place first becomes the nearest code.
         """
+
+    def load_clip(self, folder: ClipFolder) -> Clip:
+        """The two towers of a CLIP, on this model's device; letting go of it unloads it."""
 
     def evaluate(self, x: Array) -> Array:
         """`x`, its computation finished or at least started for good; `generate` calls it once a step."""

@@ -307,6 +307,56 @@ class ClipTextConfig(_Strict):
 
 
 @dataclass(frozen=True)
+class ClipVisionConfig(_Strict):
+    """CLIP's other tower: a transformer over the patches of a square picture, which gives one vector for the whole.
+
+    No part of a model here, but of a CLIP beside it (`clip.ClipFolder`).
+    """
+
+    WHAT: ClassVar[str] = "vision tower"
+    FIXED: ClassVar[dict[str, tuple[Any, ...]]] = {"model_type": ("clip_vision_model",), "num_channels": (3,)}
+    HARMLESS: ClassVar[frozenset[str]] = ClipTextConfig.HARMLESS
+
+    hidden_size: int = 1024
+    intermediate_size: int = 4096
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    image_size: int = 224
+    patch_size: int = 14
+    hidden_act: str = "quick_gelu"  # or "gelu"
+    layer_norm_eps: float = 1e-5
+    projection_dim: int = 768
+
+    def __post_init__(self) -> None:
+        what = self.WHAT
+        _positive(self, what, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        _positive(self, what, "image_size", "patch_size", "layer_norm_eps", "projection_dim")
+        _one_of(self, what, "hidden_act", "quick_gelu", "gelu")
+        if self.hidden_size % self.num_attention_heads or self.num_hidden_layers > MAX_LAYERS:
+            raise UserError(
+                f"The {what} config has {self.num_hidden_layers} layers of width {self.hidden_size} in "
+                f"{self.num_attention_heads} heads, which no model has."
+            )
+        if not self.patch_size <= self.image_size <= 4096:
+            raise UserError(f"The {what} config has pictures of {self.image_size} and patches of {self.patch_size}.")
+
+    @property
+    def patches(self) -> int:
+        """How many there are in a picture."""
+        return int(self.image_size // self.patch_size) ** 2
+
+    @classmethod
+    def from_transformers(cls, values: Mapping[str, Any]) -> Self:
+        """From the `vision_config` of a CLIP's `config.json`; what it leaves out has transformers' defaults."""
+        defaults = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+        return cls.from_dict({**defaults, "patch_size": 32, "projection_dim": 512, **values})
+
+    def to_transformers(self) -> dict[str, Any]:
+        """Keyword arguments for transformers' `CLIPVisionConfig`."""
+        return self.to_dict()
+
+
+@dataclass(frozen=True)
 class BertConfig(_Strict):
     """The text encoder that the first latent diffusion models learned along (Rombach et al. 2022, appendix): a plain
     transformer of x-transformers, called BERT for its vocabulary.

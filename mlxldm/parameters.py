@@ -14,6 +14,7 @@ from mlxldm.config import (
     BertConfig,
     ClassEmbedderConfig,
     ClipTextConfig,
+    ClipVisionConfig,
     ControlNetConfig,
     PartConfig,
     RescalerConfig,
@@ -26,11 +27,13 @@ Shapes = dict[str, tuple[int, ...]]
 Pairs = Iterator[tuple[str, tuple[int, ...]]]
 
 
-def parameters(config: PartConfig) -> Shapes:
+def parameters(config: PartConfig | ClipVisionConfig) -> Shapes:
     """Every parameter of the part: {name: shape}, in the order in which the network uses them."""
     match config:
         case ClipTextConfig():
             return dict(_clip(config))
+        case ClipVisionConfig():
+            return dict(_vision(config))
         case BertConfig():
             return dict(_bert(config))
         case ClassEmbedderConfig():
@@ -69,17 +72,33 @@ def _clip(c: ClipTextConfig) -> Pairs:
     wide = c.hidden_size
     yield "text_model.embeddings.token_embedding.weight", (c.vocab_size, wide)
     yield "text_model.embeddings.position_embedding.weight", (c.max_position_embeddings, wide)
+    yield from _clip_layers("text_model", c)
+    yield from _norm("text_model.final_layer_norm", wide)
+    if c.projection_dim is not None:
+        yield from _linear("text_projection", wide, c.projection_dim, bias=False)
+
+
+def _clip_layers(tower: str, c: ClipTextConfig | ClipVisionConfig) -> Pairs:
+    wide = c.hidden_size
     for i in range(c.num_hidden_layers):
-        layer = f"text_model.encoder.layers.{i}"
+        layer = f"{tower}.encoder.layers.{i}"
         yield from _norm(f"{layer}.layer_norm1", wide)
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
             yield from _linear(f"{layer}.self_attn.{name}", wide, wide)
         yield from _norm(f"{layer}.layer_norm2", wide)
         yield from _linear(f"{layer}.mlp.fc1", wide, c.intermediate_size)
         yield from _linear(f"{layer}.mlp.fc2", c.intermediate_size, wide)
-    yield from _norm("text_model.final_layer_norm", wide)
-    if c.projection_dim is not None:
-        yield from _linear("text_projection", wide, c.projection_dim, bias=False)
+
+
+def _vision(c: ClipVisionConfig) -> Pairs:
+    wide = c.hidden_size
+    yield "vision_model.embeddings.class_embedding", (wide,)
+    yield "vision_model.embeddings.patch_embedding.weight", (wide, c.patch_size, c.patch_size, 3)
+    yield "vision_model.embeddings.position_embedding.weight", (c.patches + 1, wide)
+    yield from _norm("vision_model.pre_layrnorm", wide)
+    yield from _clip_layers("vision_model", c)
+    yield from _norm("vision_model.post_layernorm", wide)
+    yield from _linear("visual_projection", wide, c.projection_dim, bias=False)
 
 
 def _bert(c: BertConfig) -> Pairs:

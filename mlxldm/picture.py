@@ -32,7 +32,7 @@ Pathlike = str | os.PathLike[str]
 
 def size_of(path: Pathlike) -> tuple[int, int]:
     """Width and height in pixels of the picture in a file, as it is shown (cameras store some sideways)."""
-    return _open(path).size
+    return open_rgb(path).size
 
 
 def load_image(path: Pathlike, width: int, height: int) -> np.ndarray:
@@ -42,7 +42,7 @@ def load_image(path: Pathlike, width: int, height: int) -> np.ndarray:
     """
     from PIL import Image
 
-    picture = _open(path)
+    picture = open_rgb(path)
     if picture.size != (width, height):
         picture = picture.resize((width, height), Image.Resampling.LANCZOS)
     return 2.0 * (np.asarray(picture, np.float32)[None] / 255.0) - 1.0
@@ -55,7 +55,7 @@ def load_mask(path: Pathlike, width: int, height: int, factor: int = 8) -> np.nd
     """
     from PIL import Image
 
-    picture = _open(path)
+    picture = open_rgb(path)
     if picture.size != (width, height):
         picture = picture.resize((width, height), Image.Resampling.LANCZOS)
     white = np.asarray(picture.convert("L"), np.float32) / 255.0 >= 0.5
@@ -108,7 +108,7 @@ def read_picture(path: Pathlike) -> Image.Image:
         raise UserError(f"{os.fspath(path)!r} is a damaged picture: {error}.") from None
 
 
-def _open(path: Pathlike) -> Image.Image:
+def open_rgb(path: Pathlike) -> Image.Image:
     """The picture in a file, upright and in RGB, or a `UserError`."""
     from PIL import Image
 

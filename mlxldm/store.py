@@ -45,6 +45,16 @@ def home() -> Path:
     return platformdirs.user_data_path("mlxldm") / "models"
 
 
+def cache() -> Path:
+    """The folder for what can be made again: `$MLXLDM_HOME/cache`, or where this system keeps such things."""
+    own = os.environ.get("MLXLDM_HOME")
+    if own:
+        return Path(own).expanduser() / "cache"
+    import platformdirs
+
+    return platformdirs.user_cache_path("mlxldm")
+
+
 def embedded() -> Path:
     """The folder of the model that ships with the package."""
     return Path(__file__).parent / EMBEDDED

@@ -1,4 +1,5 @@
-"""CLIP's text tower. Radford et al. 2021, arXiv:2103.00020; names as in transformers' CLIPTextModel."""
+"""CLIP's text tower, and the layers of both. Radford et al. 2021, arXiv:2103.00020; names as in transformers'
+CLIPTextModel."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config import ClipTextConfig
+from ..config import ClipTextConfig, ClipVisionConfig
 from .layers import LayerNorm, Linear, gelu, join_heads, quick_gelu, split_heads
 
 
@@ -20,9 +21,9 @@ class TextOutput:
 
 
 class SelfAttention(nn.Module):
-    """Every token looks at itself and at those before it."""
+    """Every token of a text looks at itself and at those before it, every patch of a picture at all."""
 
-    def __init__(self, config: ClipTextConfig):
+    def __init__(self, config: ClipTextConfig | ClipVisionConfig):
         super().__init__()
         size = config.hidden_size
         self.q_proj = Linear(size, size)
@@ -31,15 +32,16 @@ class SelfAttention(nn.Module):
         self.out_proj = Linear(size, size)
         self.heads = config.num_attention_heads
         self.scale = (size // self.heads) ** -0.5
+        self.mask = "causal" if isinstance(config, ClipTextConfig) else None
 
     def __call__(self, x: mx.array) -> mx.array:
         q, k, v = (split_heads(layer(x), self.heads) for layer in (self.q_proj, self.k_proj, self.v_proj))
-        out = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask="causal")
+        out = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask=self.mask)
         return self.out_proj(join_heads(out))
 
 
 class Mlp(nn.Module):
-    def __init__(self, config: ClipTextConfig):
+    def __init__(self, config: ClipTextConfig | ClipVisionConfig):
         super().__init__()
         self.fc1 = Linear(config.hidden_size, config.intermediate_size)
         self.fc2 = Linear(config.intermediate_size, config.hidden_size)
@@ -50,7 +52,7 @@ class Mlp(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(self, config: ClipTextConfig):
+    def __init__(self, config: ClipTextConfig | ClipVisionConfig):
         super().__init__()
         self.layer_norm1 = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.self_attn = SelfAttention(config)
@@ -63,7 +65,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    def __init__(self, config: ClipTextConfig):
+    def __init__(self, config: ClipTextConfig | ClipVisionConfig):
         super().__init__()
         self.layers = [Layer(config) for _ in range(config.num_hidden_layers)]
 

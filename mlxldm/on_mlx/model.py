@@ -23,7 +23,9 @@ from .unet import KeysValues, UNet
 from .vae import autoencoder
 
 if TYPE_CHECKING:
+    from ..clip import ClipFolder
     from ..folder import Folder
+    from .clip_vision import MlxClip
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 M = TypeVar("M", bound=nn.Module)
@@ -226,6 +228,12 @@ class MlxModel:
         """`x`, computed."""
         mx.eval(x)
         return x
+
+    def load_clip(self, folder: ClipFolder) -> MlxClip:
+        """Both towers of a CLIP, in float32."""
+        from .clip_vision import MlxClip
+
+        return MlxClip(folder)
 
     def memory(self) -> dict[str, int]:
         """Bytes of the weights, and the most MLX ever held since loading began."""

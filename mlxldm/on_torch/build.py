@@ -18,13 +18,21 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
+from ..clip import ClipFolder
 from ..config import BertConfig, ClipTextConfig, UNetConfig, VqConfig
 from ..errors import UserError
 from ..folder import Folder, Manifest
 from ..tokenizer import open_tokenizer
 from .blocks import quicken_unet, quicken_vae
+from .clip import TorchClip
 from .model import TextEncoder, TorchModel
 from .told import ClassEmbedder, Rescaler
 
@@ -170,11 +178,7 @@ def _text(folder: Folder, part: str, number: int, device: torch.device, dtype: t
     skip = -1 if isinstance(config, BertConfig) else config.skip
     with torch.device("meta"):
         net = _bert(config) if isinstance(config, BertConfig) else _clip(config)
-    # CLIP keeps a buffer that no file holds. Left on the meta device it would give wrong numbers without an error.
-    for module in net.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            assert name == "position_ids", name
-            setattr(module, name, torch.arange(buffer.shape[-1], device=device).expand(1, -1))
+    _number(net, device)
     _fill(net, folder, part, device, dtype, dialect="model." if isinstance(config, BertConfig) else "text_model.")
     tokenizer = None
     if folder.manifest.task != "layout":  # which reads numbers of its own, and has no words
@@ -196,6 +200,24 @@ def _bert(config: BertConfig) -> nn.Module:
     from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertEncoder
 
     return LDMBertEncoder(LDMBertConfig(**config.to_diffusers()))
+
+
+def build_clip(folder: ClipFolder, device: torch.device) -> TorchClip:
+    """Both towers of a CLIP, in float32: they are asked once a job."""
+    with torch.device("meta"):
+        vision = CLIPVisionModelWithProjection(CLIPVisionConfig(**folder.vision.to_transformers()))
+    _number(vision, device)
+    _fill(vision, folder, "vision", device, torch.float32, dialect="vision_model.")
+    return TorchClip(_text(folder, "text", 1, device, torch.float32), vision, device)
+
+
+def _number(clip: nn.Module, device: torch.device) -> None:
+    """The positions 0, 1, 2 ... that CLIP's modules keep in a buffer, which no file holds. Left on the meta device they
+    would give wrong numbers without an error."""
+    for module in clip.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            assert name == "position_ids", name
+            setattr(module, name, torch.arange(buffer.shape[-1], device=device).expand(1, -1))
 
 
 def _fill(

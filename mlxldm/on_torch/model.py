@@ -21,8 +21,10 @@ from ..errors import UserError
 from .blocks import text_attentions
 
 if TYPE_CHECKING:
+    from ..clip import ClipFolder
     from ..folder import Manifest
     from ..tokenizer import Tokenizer
+    from .clip import TorchClip
     from .told import ClassEmbedder, Rescaler
 
 log = logging.getLogger(__name__)
@@ -213,6 +215,11 @@ class TorchModel:
             if vae.post_quant_conv is not None:
                 z = vae.post_quant_conv(z)
             return _nhwc(vae.decoder(z))
+
+    def load_clip(self, folder: ClipFolder) -> TorchClip:
+        from .build import build_clip
+
+        return build_clip(folder, self.device)
 
     def memory(self) -> dict[str, int]:
         modules = [encoder.net for encoder in self._encoders]

@@ -11,25 +11,27 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from golden.make import CLIP, UNETS, VAE, given
+from golden.make import ALONE, BERT, CLIP, RESCALER, UNETS, VAES, VQ, given
 from weights import ArrayFolder, random
 
-from mlxldm.config import ClipTextConfig, UNetConfig, VaeConfig
+from mlxldm.config import BertConfig, ClipTextConfig, RescalerConfig, UNetConfig, VaeConfig, VqConfig
 
 pytest.importorskip("mlxldm.on_mlx", reason="MLX is not installed")
 import mlxldm.on_mlx  # noqa: E402, F401, I001  (before mlx.core: brings the fast BLAS)
 import mlx.core as mx  # noqa: E402
+from mlxldm.on_mlx.bert import BertText  # noqa: E402
 from mlxldm.on_mlx.clip import ClipText  # noqa: E402
 from mlxldm.on_mlx.device import form  # noqa: E402
 from mlxldm.on_mlx.model import fill, pad_heads  # noqa: E402
+from mlxldm.on_mlx.told import Rescaler  # noqa: E402
 from mlxldm.on_mlx.unet import UNet  # noqa: E402
-from mlxldm.on_mlx.vae import Vae  # noqa: E402
+from mlxldm.on_mlx.vae import Vae, Vq  # noqa: E402
 
 METAL = set(
-    "Abs Add AddMM Arange AsStrided AsType Broadcast BroadcastAxes Concatenate Convolution Copy Cos Divide Equal Erf "
-    "Exp ExpandDims Flatten Full Gather GatherAxis Greater GreaterEqual LayerNorm Less LessEqual Log Matmul Maximum "
-    "Minimum Multiply Negative NumberOfElements Pad Power Reduce Reshape Rsqrt ScaledDotProductAttention Select "
-    "Sigmoid Sin Slice Softmax Split Sqrt Square Squeeze StopGradient Subtract Tanh Transpose Unflatten".split()
+    "Abs Add AddMM Arange ArgReduce AsStrided AsType Broadcast BroadcastAxes Concatenate Convolution Copy Cos Divide "
+    "Equal Erf Exp ExpandDims Flatten Full Gather GatherAxis Greater GreaterEqual LayerNorm Less LessEqual Log Matmul "
+    "Maximum Minimum Multiply Negative NumberOfElements Pad Power Reduce Reshape Rsqrt ScaledDotProductAttention "
+    "Select Sigmoid Sin Slice Softmax Split Sqrt Square Squeeze StopGradient Subtract Tanh Transpose Unflatten".split()
 )
 TYPES = {mx.float16, mx.bfloat16, mx.float32, mx.int32, mx.uint32, mx.bool_}
 HEAVY = {"Convolution", "Matmul", "AddMM"}  # where a promotion to float32 would cost twice the time
@@ -64,12 +66,24 @@ def graphs(dtype: mx.Dtype) -> dict[str, tuple[Callable, list[mx.array]]]:
         return fill(kind(config), ArrayFolder({name: random(config, seed)}), name, dtype)
 
     tower = part(ClipText, ClipTextConfig(**CLIP), "text", 1)
-    vae = part(Vae, VaeConfig.from_dict(VAE), "vae", 3)
+    bert = part(BertText, BertConfig(**BERT), "text", 5)
+    vq = part(Vq, VqConfig.from_dict(VQ), "vae", 4)
+    rescaler = part(Rescaler, RescalerConfig(**RESCALER), "rescaler", 6)
     found: dict[str, tuple[Callable, list[mx.array]]] = {
         "text": (lambda: list(vars_of(tower(inputs["ids"].tolist()))), []),
-        "decode": (vae.decode, [arrays["latent"]]),
-        "encode": (lambda x: list(vae.encode(x)), [arrays["pixels"]]),
+        "bert": (lambda: bert(inputs["ids"].tolist()).hidden, []),
+        "vq decode": (vq.decode, [arrays["latent"]]),
+        "vq encode": (lambda x: list(vq.encode(x)), [arrays["pixels"]]),
+        "rescaler": (rescaler, [arrays["pixels"].astype(dtype)]),
     }
+    for kind, settings in VAES.items():
+        vae = part(Vae, VaeConfig.from_dict(settings), "vae", 3)
+        found[f"{kind} decode"] = (vae.decode, [arrays["latent"]])
+        found[f"{kind} encode"] = (lambda x, vae=vae: list(vae.encode(x)), [arrays["pixels"]])
+    for kind, settings in ALONE.items():
+        alone = part(UNet, UNetConfig.from_dict(settings), "denoiser", 2)
+        pad_heads(alone, (24,))
+        found[f"unet {kind}"] = (lambda x, unet=alone: unet(x, unet.embed(3.0), []), [arrays["even"]])
     for kind, settings in UNETS.items():
         unet = part(UNet, UNetConfig.from_dict(settings), "denoiser", 2)
         pad_heads(unet)
@@ -86,13 +100,20 @@ def vars_of(output) -> tuple[mx.array, mx.array]:
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.float32])
-@pytest.mark.parametrize("name", ["text", "decode", "encode", *(f"unet {kind}" for kind in UNETS)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("text", "bert", "vq decode", "vq encode", "rescaler"),
+        *(f"{kind} {way}" for kind in VAES for way in ("decode", "encode")),
+        *(f"unet {kind}" for kind in (*UNETS, *ALONE)),
+    ],
+)
 def test_every_graph_runs_on_metal_in_its_own_type(name, dtype):
     with form(is_gpu=True):
         fn, inputs = graphs(dtype)[name]
         graph = primitives(fn, *inputs)
-    assert len(graph) > 50
-    assert sum(node["name"] in HEAVY for node in graph) > 5
+    assert len(graph) > (10 if name == "rescaler" else 50)
+    assert sum(node["name"] in HEAVY for node in graph) > (0 if name == "rescaler" else 5)
     assert complaints(graph, dtype) == []
 
 

@@ -16,7 +16,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from weights import random  # noqa: E402
 
-from mlxldm.config import ClipTextConfig, UNetConfig, VaeConfig  # noqa: E402
+from mlxldm.config import BertConfig, ClipTextConfig, RescalerConfig, UNetConfig, VaeConfig, VqConfig  # noqa: E402
 
 FILE = Path(__file__).with_name("modules.npz")
 EOS = 98
@@ -46,6 +46,30 @@ VAE = {
     "block_out_channels": (16, 32), "down_block_types": ("DownEncoderBlock2D",) * 2,
     "up_block_types": ("UpDecoderBlock2D",) * 2, "layers_per_block": 1, "norm_num_groups": 8,
 }  # fmt: skip
+# U-Nets that read no text
+ALONE = {
+    "ldm-uncond": {
+        "_class_name": "UNet2DModel", "in_channels": 4, "out_channels": 4, "block_out_channels": (32, 64),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1, "norm_num_groups": 8, "attention_head_dim": 16,
+    },
+}  # fmt: skip
+ALONE["ldm-churches"] = ALONE["ldm-uncond"] | {
+    "downsample_type": "resnet", "upsample_type": "resnet", "resnet_time_scale_shift": "scale_shift",
+    "attn_norm_num_groups": 8, "down_block_types": ("AttnDownBlock2D",) * 2, "up_block_types": ("AttnUpBlock2D",) * 2,
+}  # fmt: skip
+# Autoencoders that attend to the picture in a level, and one with a table of codes
+LOOKING = {
+    "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+    "up_block_types": ("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+}
+VAES = {"vae": VAE, "vae, attending": VAE | LOOKING}
+VQ = VAE | LOOKING | {"latent_channels": 4, "num_vq_embeddings": 40}
+BERT = {
+    "vocab_size": 99, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2,
+    "head_dim": 24, "max_position_embeddings": 12,
+}  # fmt: skip
+RESCALER = {"in_channels": 3, "out_channels": 5, "stages": 2, "multiplier": 0.7, "bias": True}
 
 
 def given() -> dict[str, np.ndarray]:
@@ -55,6 +79,7 @@ def given() -> dict[str, np.ndarray]:
     ids[:, 0], ids[0, 6:], ids[1, -1] = 97, EOS, EOS
     shapes = {"latent": (2, 6, 9, 4), "text": (2, 7, 24), "pooled": (2, 20), "pixels": (1, 12, 18, 3)}
     arrays = {name: stream.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    arrays["even"] = arrays["latent"][:, :, :8]
     return {"ids": ids, "sizes": np.array([[64, 48, 0, 8, 64, 48]] * 2, np.float32), **arrays}
 
 
@@ -81,7 +106,9 @@ def _nchw(array: np.ndarray):
 def make() -> dict[str, np.ndarray]:
     """Every stored result by name, NHWC."""
     import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
+    from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
+    from torch.nn.functional import conv2d, interpolate
     from transformers import CLIPTextConfig, CLIPTextModel
 
     inputs, results = given(), {}
@@ -94,10 +121,27 @@ def make() -> dict[str, np.ndarray]:
         text = torch.from_numpy(inputs["text"])
         out = unet(_nchw(inputs["latent"]), 321.0, text, added_cond_kwargs=added).sample
         results[f"unet {kind}"] = out.permute(0, 2, 3, 1).numpy()
-    vae = _into(AutoencoderKL(**VAE), random(VaeConfig.from_dict(VAE), 3))
-    results["vae decode"] = vae.decode(_nchw(inputs["latent"])).sample.permute(0, 2, 3, 1).numpy()
-    posterior = vae.encode(_nchw(inputs["pixels"])).latent_dist
-    results["vae mean"], results["vae std"] = (x.permute(0, 2, 3, 1).numpy() for x in (posterior.mean, posterior.std))
+    for kind, settings in ALONE.items():
+        config = UNetConfig.from_dict(settings)
+        unet = _into(UNet2DModel(**config.to_diffusers()), random(config, 2))
+        results[f"unet {kind}"] = unet(_nchw(inputs["even"]), 321.0).sample.permute(0, 2, 3, 1).numpy()
+    for kind, settings in VAES.items():
+        vae = _into(AutoencoderKL(**settings), random(VaeConfig.from_dict(settings), 3))
+        results[f"{kind} decode"] = vae.decode(_nchw(inputs["latent"])).sample.permute(0, 2, 3, 1).numpy()
+        posterior = vae.encode(_nchw(inputs["pixels"])).latent_dist
+        results[f"{kind} mean"] = posterior.mean.permute(0, 2, 3, 1).numpy()
+        results[f"{kind} std"] = posterior.std.permute(0, 2, 3, 1).numpy()
+    vq = _into(VQModel(**VQ), random(VqConfig.from_dict(VQ), 4))
+    results["vq decode"] = vq.decode(_nchw(inputs["latent"])).sample.permute(0, 2, 3, 1).numpy()
+    results["vq encode"] = vq.encode(_nchw(inputs["pixels"])).latents.permute(0, 2, 3, 1).numpy()
+    bert = LDMBertModel(LDMBertConfig(**BertConfig(**BERT).to_diffusers())).model
+    weights = {name.removeprefix("model."): array for name, array in random(BertConfig(**BERT), 5).items()}
+    results["bert"] = _into(bert, weights)(torch.from_numpy(inputs["ids"])).last_hidden_state.numpy()
+    small, weights = _nchw(inputs["pixels"]), random(RescalerConfig(**RESCALER), 6)
+    for _ in range(RESCALER["stages"]):
+        small = interpolate(small, scale_factor=RESCALER["multiplier"], mode="bilinear")
+    matrix, bias = (torch.from_numpy(weights[f"channel_mapper.{name}"]) for name in ("weight", "bias"))
+    results["rescaler"] = conv2d(small, matrix[:, :, None, None], bias).permute(0, 2, 3, 1).numpy()
     return results
 
 

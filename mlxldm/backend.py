@@ -89,6 +89,9 @@ class Model(Protocol):
         take after those of `x`: a mask and the picture around it.
         """
 
+    def deviation(self, x: Array) -> Array:
+        """The standard deviation of all the numbers in `x`, (1, 1, 1, 1); nothing waits for it."""
+
     def encode_image(self, pixels: Array) -> tuple[Array, Array]:
         """Mean and standard deviation (1, h, w, c) of the latent of `pixels` (1, H, W, 3) in [-1, 1].
 

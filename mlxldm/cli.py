@@ -142,6 +142,10 @@ def _generate_arguments(parser: Parser) -> None:
     wish.add_argument("--seed", type=whole, metavar="N", help="same seed, same picture; default: a new one")
     wish.add_argument("--steps", type=whole, metavar="N")
     wish.add_argument("--guidance", type=real, metavar="F", help="how closely to follow the prompt; 1: no guidance")
+    wish.add_argument("--guidance-rescale", type=real, metavar="F",
+                      help="how much of the contrast that it adds to take back, 0 to 1; 0.7 is usual")  # fmt: skip
+    wish.add_argument("--guidance-start", type=real, metavar="F", help="guide only from this part of the steps, 0 to 1")
+    wish.add_argument("--guidance-stop", type=real, metavar="F", help="... and up to this part; the rest goes faster")
     wish.add_argument("--sampler", metavar="NAME", help=" ".join(SAMPLERS))
     wish.add_argument("--spacing", metavar="NAME", help="where the steps lie: " + " ".join(SPACINGS))
     wish.add_argument("--width", type=whole, metavar="N", help="pixels, a multiple of 8")
@@ -170,8 +174,8 @@ def _generate_arguments(parser: Parser) -> None:
 
 _WISHES = (
     "prompt", "negative", "model", "seed", "steps", "guidance", "sampler", "spacing", "width", "height", "count",
-    "image", "strength", "image_guidance", "depth", "mask", "noise", "label", "boxes", "semantic", "database",
-    "neighbours", "clip",
+    "guidance_rescale", "guidance_start", "guidance_stop", "image", "strength", "image_guidance", "depth", "mask",
+    "noise", "label", "boxes", "semantic", "database", "neighbours", "clip",
 )  # fmt: skip
 
 

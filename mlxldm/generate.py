@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import UserError, nearest
+from .guidance import levels, part_of
 from .job import NOISES, Job
 from .noise import Noise
 from .picture import load_image, load_mask, size_of
 from .samplers import SAMPLERS, Array
 from .schedule import SPACINGS, Plan, Schedule
 from .tasks import Inputs, Task, task_of
-from .tasks.base import OPTIONAL
+from .tasks.base import GUIDANCE, OPTIONAL
 
 if TYPE_CHECKING:
     from .backend import Model
@@ -98,7 +99,8 @@ def resolve(job: Job, manifest: Manifest) -> Job:
         width=width,
         height=height,
     )
-    _plan(job, manifest)  # complains where steps, spacing, sampler and strength do not fit together
+    plan = _plan(job, manifest)  # complains where steps, spacing, sampler and strength do not fit together
+    _check_guidance(job, plan)
     return job
 
 
@@ -127,6 +129,9 @@ def _check_plain(job: Job) -> None:
         raise UserError(f"The job has {job.steps} steps, but at least 1 is needed; 20 to 30 are usual.")
     if job.guidance is not None and not (math.isfinite(job.guidance) and job.guidance >= 0):
         raise UserError(f"The job's guidance is {job.guidance}, but it must be a number from 0 up; 7.5 is usual.")
+    for what, part in (("rescale", job.guidance_rescale), ("start", job.guidance_start), ("stop", job.guidance_stop)):
+        if part is not None and not 0 <= part <= 1:  # false for NaN too
+            raise UserError(f"The job's guidance {what} is {part}, but it must lie between 0 and 1.")
     if job.noise not in NOISES:
         raise UserError(f"There is no noise {job.noise!r}.{nearest(job.noise, NOISES)} There are {', '.join(NOISES)}.")
 
@@ -141,6 +146,23 @@ def _check_picture_in(job: Job) -> None:
             raise UserError(f"The job's strength is {job.strength}, but it must be above 0 and at most 1.")
     if job.mask is not None:
         size_of(job.mask)  # complains if it cannot be read
+
+
+def _check_guidance(job: Job, plan: Plan) -> None:
+    given = [name for name in sorted(GUIDANCE) if getattr(job, name) is not None]
+    assert job.guidance is not None
+    if given and job.guidance <= 1:
+        raise UserError(
+            f"The job has a {given[0].replace('_', ' ')}, but a guidance of {job.guidance:g} is none; leave it out, or "
+            f"guide by more than 1."
+        )
+    start, stop = part_of(job)
+    high, low = levels(plan, start, stop)
+    if (start, stop) != (0, 1) and not any(low < sigma <= high for sigma in plan.sigmas[:-1]):
+        raise UserError(
+            f"Guidance from {start:g} to {stop:g} of {plan.steps} steps is guidance in none of them; let it start "
+            f"earlier or stop later."
+        )
 
 
 def _plan(job: Job, manifest: Manifest) -> Plan:

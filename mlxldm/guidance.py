@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .samplers import Array, Denoise
@@ -11,19 +12,63 @@ from .schedule import Plan
 
 if TYPE_CHECKING:
     from .backend import Model
+    from .job import Job
 
 
-def guided(model: Model, text: Any, plan: Plan, guidance: float, more: Array | None = None) -> Denoise:
+@dataclass(frozen=True)
+class Interval:
+    """The noise levels at which to guide: above `low`, and up to `high`. Elsewhere the model is given `alone`.
+
+    Guidance at the noisiest levels makes pictures alike, and at the last it does nothing (Kynkäänniemi et al. 2024,
+    https://arxiv.org/abs/2404.07724). `alone` is the prompt without a negative one, which takes half the time.
+    """
+
+    high: float
+    low: float
+    alone: Any
+
+    def __contains__(self, sigma: float) -> bool:
+        return self.low < sigma <= self.high
+
+
+def part_of(job: Job) -> tuple[float, float]:
+    """From where to where in its steps a job is guided; (0, 1) is all the way."""
+    return job.guidance_start or 0.0, 1.0 if job.guidance_stop is None else job.guidance_stop
+
+
+def levels(plan: Plan, start: float, stop: float) -> tuple[float, float]:
+    """The `high` and `low` of an `Interval` that is the steps from the part `start` of a plan's to the part `stop`."""
+    first, end = (math.ceil(part * plan.steps - 1e-9) for part in (start, stop))
+    return plan.sigmas[first], plan.sigmas[end]
+
+
+def guided(
+    model: Model,
+    text: Any,
+    plan: Plan,
+    guidance: float,
+    more: Array | None = None,
+    rescale: float = 0.0,
+    interval: Interval | None = None,
+) -> Denoise:
     """`denoise(x, sigma)` of a model with its text: the clean guess, guided away from the negative prompt.
 
     `more` (1, h, w, c) are the channels that the network takes beside the latents.
 
-    Where the model gives two answers: classifier-free guidance (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598).
+    Where the model gives two answers: classifier-free guidance (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598),
+    of whose deviation `rescale` takes back so much of what it has beyond the prompt's (Lin et al. 2023,
+    https://arxiv.org/abs/2305.08891, section 3.4).
     """
 
-    def answer(x: Array, timestep: float) -> Array:
-        told, without = model.predict(x, timestep, text, more)
-        return told if without is None else without + (told - without) * guidance
+    def answer(x: Array, timestep: float, sigma: float) -> Array:
+        given = text if interval is None or sigma in interval else interval.alone
+        told, without = model.predict(x, timestep, given, more)
+        if without is None:
+            return told
+        said = without + (told - without) * guidance
+        if rescale > 0:
+            said = said * (model.deviation(told) / model.deviation(said) * rescale + (1 - rescale))
+        return said
 
     return _clean(answer, plan)
 
@@ -37,7 +82,7 @@ def edited(
     is the negative prompt alone, None where there is no guidance.
     """
 
-    def answer(x: Array, timestep: float) -> Array:
+    def answer(x: Array, timestep: float, sigma: float) -> Array:
         told, seen = model.predict(x, timestep, text, kept)
         if seen is None:
             return told
@@ -47,12 +92,15 @@ def edited(
     return _clean(answer, plan)
 
 
-def _clean(answer: Callable[[Array, float], Array], plan: Plan) -> Denoise:
-    """`denoise(x, sigma)`: the clean guess that follows from a network's answer, by what it predicts."""
+def _clean(answer: Callable[[Array, float, float], Array], plan: Plan) -> Denoise:
+    """`denoise(x, sigma)`: the clean guess that follows from a network's answer, by what it predicts.
+
+    `answer(x, timestep, sigma)`: of x as the network takes it, at unit variance.
+    """
 
     def denoise(x: Array, sigma: float) -> Array:
         scale = 1 / math.sqrt(sigma * sigma + 1)
-        said = answer(x * scale, plan.timestep(sigma))
+        said = answer(x * scale, plan.timestep(sigma), sigma)
         if plan.prediction == "epsilon":
             return x - said * sigma
         if plan.prediction == "v":

@@ -33,6 +33,9 @@ class Job:
     seed: int | None = None  # None draws a fresh one; picture i of `count` has seed + i
     steps: int | None = None
     guidance: float | None = None
+    guidance_rescale: float | None = None  # how much of guidance's gain in contrast to take back, 0 to 1
+    guidance_start: float | None = None  # guide only from this part of the walk on, 0 to 1 ...
+    guidance_stop: float | None = None  # ... and only up to this one
     sampler: str | None = None
     spacing: str | None = None
     width: int | None = None  # pixels, a multiple of 8

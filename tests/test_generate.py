@@ -23,8 +23,8 @@ MANIFEST = little.Little().manifest  # 64 × 64 pixels, 4 steps of ddim, guidanc
 class Fake:
     """A `Model` that remembers what it was asked."""
 
-    def __init__(self, manifest=MANIFEST, deviation=0.25):
-        self.manifest, self.deviation = manifest, deviation
+    def __init__(self, manifest=MANIFEST, blur=0.25):
+        self.manifest, self.blur = manifest, blur
         self.texts, self.calls, self.latents, self.evaluated = [], [], [], 0
 
     def array(self, x):
@@ -45,10 +45,13 @@ class Fake:
         answer = (np.tanh(x + 0.3 * np.roll(x, 1, 2)) * 0.5 + len(cond[0]) * 0.01).astype(np.float32)
         return answer, None if cond[1] is None else answer * 0.5
 
+    def deviation(self, x):
+        return x.std(keepdims=True)
+
     def encode_image(self, pixels):
         assert pixels.shape[3] == 3 and np.abs(pixels).max() <= 1
         mean = pixels[:, ::8, ::8][..., [0, 1, 2, 0]]
-        return mean, np.full_like(mean, self.deviation)
+        return mean, np.full_like(mean, self.blur)
 
     def decode(self, latent):
         self.latents.append(latent)

@@ -75,6 +75,7 @@ class Case:
     guidance: float = 7.5
     steps: int = 5
     strength: float | None = None
+    more: tuple[tuple[str, float], ...] = ()  # further fields of the job
 
     def __str__(self) -> str:
         return "-".join((self.kind, self.task, self.sampler, self.spacing, self.layout, "x".join(map(str, self.size))))
@@ -197,14 +198,13 @@ class Studio:
             image=None if case.task == "text" else self.start(case.size),
             mask=self.mask(case.size) if case.task == "mask" else None,
             strength=case.strength,
+            **dict(case.more),
         )
         return next(event.pixels for event in generate(self.models[key], job) if hasattr(event, "pixels"))
 
-    def _diffusers(self, case: Case) -> np.ndarray:
+    def _pipe(self, case: Case):
         import diffusers
         import tiny
-        import torch
-        from PIL import Image
 
         xl = case.kind.startswith("sdxl")
         name = "StableDiffusion" + "XL" * xl + {"text": "", "image": "Img2Img", "mask": "Inpaint"}[case.task]
@@ -219,16 +219,22 @@ class Studio:
         pipe = self.pipes[key]
         pipe.set_progress_bar_config(disable=True)
         pipe.scheduler = scheduler(self.tiny_folder(case.kind, case.layout), case.sampler, case.spacing)
-        extra = {}
+        return pipe
+
+    def _diffusers(self, case: Case) -> np.ndarray:
+        import torch
+        from PIL import Image
+
+        extra = {name: value for name, value in case.more if name == "guidance_rescale"}
         if case.task != "text":
-            extra = {"image": Image.open(self.start(case.size)), "strength": case.strength}
+            extra |= {"image": Image.open(self.start(case.size)), "strength": case.strength}
         if case.task == "mask":
             extra["mask_image"] = Image.open(self.mask(case.size))
         if case.task != "image":
             extra |= {"width": case.size[0], "height": case.size[1]}
         if case.sampler == "tcd":
             extra["eta"] = 0.3  # the scheduler's own default, which the pipelines replace by 0
-        picture = pipe(
+        picture = self._pipe(case)(
             case.prompt,
             negative_prompt=case.negative,
             guidance_scale=case.guidance,

@@ -212,6 +212,10 @@ class MlxModel:
         finally:
             BLAS.threads(cpu.cores())
 
+    def deviation(self, x: mx.array) -> mx.array:
+        """The standard deviation of all of `x`."""
+        return mx.std(x, axis=(1, 2, 3), keepdims=True)
+
     def encode_image(self, pixels: mx.array) -> tuple[mx.array, mx.array]:
         """Mean and standard deviation of the picture's latent, scaled for the U-Net."""
         config = self.manifest.vae

@@ -182,6 +182,9 @@ class TorchModel:
                 out = self._net(x, torch.full((1,), timestep, dtype=torch.float32, device=self.device), cond)
         return out[:1], (out[1:] if cond.rows == 2 else None)
 
+    def deviation(self, x: Tensor) -> Tensor:
+        return x.std(dim=(1, 2, 3), correction=0, keepdim=True)
+
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         vae, config = self._vae, self.manifest.vae

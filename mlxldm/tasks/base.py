@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from ..errors import UserError
+from ..guidance import Interval, guided, levels, part_of
 from ..job import Job
 from ..picture import size_of
 from ..samplers import Array, Denoise, Draw
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 # What a job may have and not every model takes: what it is, and who does.
 OPTIONAL = {
+    "guidance_rescale": ("a guidance rescale", "only models that are guided by words alone take"),
+    "guidance_start": ("a guidance start", "only models that are guided by words alone take"),
+    "guidance_stop": ("a guidance stop", "only models that are guided by words alone take"),
     "image_guidance": ("an image guidance", "only models that edit as told have"),
     "depth": ("a depth map", "only models with depth take"),
     "label": ("a class", "only models of classes take"),
@@ -29,6 +33,9 @@ OPTIONAL = {
     "neighbours": ("a number of neighbours", "only models that look at pictures take"),
     "clip": ("a CLIP", "only models that look at pictures take"),
 }
+
+
+GUIDANCE = frozenset(("guidance_rescale", "guidance_start", "guidance_stop"))  # what `Task.lead` does
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,7 @@ class Task:
         self.model, self.job, self.plan, self.inputs = model, job, plan, inputs
         self.factor = model.manifest.vae.factor
         self.width, self.height, self.guidance = job.width, job.height, job.guidance
+        self.alone: Any = None  # the prompt without a negative one, once something asks for it
 
     def start(self, draw: Draw) -> Start:
         """How one picture begins; `draw()` gives its normal numbers (1, h, w, c), in diffusers' order."""
@@ -106,6 +114,16 @@ class Task:
         """Prompt and negative prompt, as `predict` takes them."""
         zeros = self.job.negative is None and self.model.manifest.zeros_for_empty
         return self.model.encode_text(self.job.prompt, self.negative, self.width, self.height, zeros)
+
+    def lead(self, text: Any, more: Array | None = None) -> Denoise:
+        """`denoise` of a model with what `read_prompts` gave, guided as the job says; `more`: see `guided`."""
+        job, interval = self.job, None
+        start, stop = part_of(job)
+        if (start, stop) != (0, 1):
+            if self.alone is None:
+                self.alone = self.model.encode_text(job.prompt, None, self.width, self.height)
+            interval = Interval(*levels(self.plan, start, stop), self.alone)
+        return guided(self.model, text, self.plan, self.guidance, more, job.guidance_rescale or 0.0, interval)
 
     def encode(self, pixels: np.ndarray) -> tuple[Array, Array]:
         """Mean and standard deviation of the latent of `pixels` (1, H, W, 3)."""

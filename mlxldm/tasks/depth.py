@@ -8,7 +8,7 @@ from ..errors import UserError
 from ..job import Job
 from ..picture import load_depth, size_of
 from ..schedule import Plan
-from .base import Inputs
+from .base import GUIDANCE, Inputs
 from .paint import Paint
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Depth(Paint):
     """As painting, with a map of depths as one more channel."""
 
-    TAKES = frozenset(("depth",))
+    TAKES = GUIDANCE | {"depth"}
     MORE = 1
 
     @classmethod

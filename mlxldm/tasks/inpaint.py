@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import UserError
-from ..guidance import guided
 from ..job import Job
 from ..samplers import Draw
 from ..schedule import Plan
-from .base import Inputs, Start, Task
+from .base import GUIDANCE, Inputs, Start, Task
 
 if TYPE_CHECKING:
     from ..backend import Model
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 class Inpaint(Task):
     """Nine channels: the latents, the mask, and the latents of the picture with a hole where the mask is."""
 
+    TAKES = GUIDANCE
     MORE = 1
     MORE_LATENTS = 1
 
@@ -52,4 +52,4 @@ class Inpaint(Task):
         mean, deviation = self.around
         around = mean + deviation * draw()
         more = model.array(np.concatenate([model.numpy(self.mask), model.numpy(around)], axis=-1))
-        return Start(x, guided(model, self.text, plan, self.guidance, more))
+        return Start(x, self.lead(self.text, more))

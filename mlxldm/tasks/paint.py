@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..guidance import guided, masked
+from ..guidance import masked
 from ..job import Job
 from ..samplers import Array, Draw
 from ..schedule import Plan
-from .base import Inputs, Start, Task
+from .base import GUIDANCE, Inputs, Start, Task
 
 if TYPE_CHECKING:
     from ..backend import Model
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 class Paint(Task):
     """From noise; or from a picture with noise on it; or that within a mask."""
+
+    TAKES = GUIDANCE
 
     @classmethod
     def check(cls, job: Job, manifest: Manifest) -> Job:
@@ -32,7 +34,7 @@ class Paint(Task):
         self.more: Array | None = None  # what the network takes beside the latents
 
     def start(self, draw: Draw) -> Start:
-        denoise = guided(self.model, self.text, self.plan, self.guidance, self.more)
+        denoise = self.lead(self.text, self.more)
         if self.posterior is None:
             return Start(draw() * self.plan.start_scale, denoise)
         mean, deviation = self.posterior

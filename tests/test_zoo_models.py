@@ -6,25 +6,36 @@ All in float32, little; the last test prints the largest errors, each against th
 
 from __future__ import annotations
 
+import shutil
 from collections import defaultdict
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import has
+from weights import psnr
 
 from mlxldm import backend
 from mlxldm.errors import UserError
+from mlxldm.folder import open_folder
 
-pytestmark = pytest.mark.skipif(not has("mlx"), reason="MLX is missing")
+pytest.importorskip("mlxldm.on_mlx", reason="MLX is not installed")
 pytest.importorskip("torch", reason="needs torch and diffusers: they compute what is expected")
 pytest.importorskip("diffusers", reason="needs torch and diffusers: they compute what is expected")
 
+import mlxldm.on_mlx  # noqa: E402, F401, I001  (before mlx.core: brings the fast BLAS)
+import mlx.core as mx  # noqa: E402
 import compvis  # noqa: E402
 import single_files  # noqa: E402
 import torch  # noqa: E402
 
-from mlxldm_convert import view  # noqa: E402
+from mlxldm.on_mlx.device import form  # noqa: E402
+from mlxldm.on_mlx.layers import PackedLinear, PictureAttention  # noqa: E402
+from mlxldm.on_mlx.model import fill, pad_heads  # noqa: E402
+from mlxldm.on_mlx.unet import UNet  # noqa: E402
+from mlxldm.on_mlx.vae import Codes  # noqa: E402
+from mlxldm.on_torch.model import nearest  # noqa: E402
+from mlxldm_convert import view, write  # noqa: E402
 from mlxldm_convert.detect import Wish  # noqa: E402
 
 BACKENDS = ("mlx", "torch")
@@ -43,25 +54,34 @@ STAGES = {
 MODELS = compvis.ZOO | STAGES
 
 
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory):
-    """`zoo(name)`: the networks of a little model by their parts; `zoo(name, backend)`: the model from its file."""
-    root, networks, models = tmp_path_factory.mktemp("zoo"), {}, {}
+class Zoo:
+    """Little models: their networks by parts, their files, and what the backends make of these; each made once."""
 
-    def get(name: str, which: str | None = None):
-        family, path = name.split()[0], root / name / "model.safetensors"
-        if name not in networks:
-            state, networks[name] = compvis.whole(compvis.little(MODELS[name]))
-            path.parent.mkdir()
-            single_files.write(state | compvis.tables(MODELS[name]), path)
-            (path.parent / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    def __init__(self, root: Path):
+        self.root, self.networks, self.models = root, {}, {}
+
+    def file(self, name: str) -> Path:
+        return self.root / name / "model.safetensors"
+
+    def __call__(self, name: str, which: str | None = None, precision: str = "float32"):
+        """The networks; or the model of a backend."""
+        if name not in self.networks:
+            state, self.networks[name] = compvis.whole(compvis.little(MODELS[name]))
+            self.file(name).parent.mkdir()
+            single_files.write(state | compvis.tables(MODELS[name]), self.file(name))
+            (self.root / name / "vocab.txt").write_text("\n".join(WORDS) + "\n")
         if which is None:
-            return networks[name]
-        if (name, which) not in models:
-            models[name, which] = backend.load(view(path, Wish(family=family)), which, "cpu", "float32")
-        return models[name, which]
+            return self.networks[name]
+        key = name, which, precision
+        if key not in self.models:
+            folder = view(self.file(name), Wish(family=name.split()[0]))
+            self.models[key] = backend.load(folder, which, "cpu", precision)
+        return self.models[key]
 
-    return get
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory) -> Zoo:
+    return Zoo(tmp_path_factory.mktemp("zoo"))
 
 
 worst: dict[str, tuple[float, str]] = defaultdict(lambda: (0.0, ""))
@@ -238,6 +258,156 @@ def test_a_map_of_labels_is_made_as_small_as_the_latents(zoo):
         labels = np.eye(5, dtype=np.float32)[np.random.RandomState(1).randint(0, 5, (1, *shape))]
         found = {which: (model := zoo(name, which)).numpy(model.rescale(model.array(labels))) for which in BACKENDS}
         same("rescaler", name, found, nhwc(zoo(name)["rescaler"](nchw(labels))))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Other numbers, and wrong ones
+
+
+def asked(model, name: str) -> dict[str, np.ndarray]:
+    """What the parts of a model make of fixed inputs."""
+    plan, factor = MODELS[name].unet, model.manifest.vae.factor
+    x, more = drawn(1, 16, 16, plan.gives), drawn(1, 16, 16, plan.takes - plan.gives, seed=1)
+    told = model.array(drawn(1, 5, 64, seed=2)) if plan.context else None
+    more = model.array(more) if more.shape[-1] else None
+    found = {
+        "U-Net": model.predict(model.array(x), 321.0, model.condition(told, None), more)[0],
+        "encoder": model.encode_image(model.array(drawn(1, 2 * factor, 4 * factor, 3)))[0],
+        "decoder": model.decode(model.array(drawn(1, 4, 8, model.manifest.vae.latent_channels))),
+    }
+    if name == "ldm-layout":
+        found["text"] = model.embed_ids([4, 5, 6, 7])
+    if name.startswith("ldm-classes"):
+        found["class"] = model.embed_class(2)
+    if name == "ldm-semantic":
+        found["labels"] = model.rescale(model.array(drawn(1, 64, 64, 5)))
+    return {what: model.numpy(array) for what, array in found.items()}
+
+
+@pytest.mark.parametrize("which", BACKENDS)
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["ldm-churches", "ldm-inpaint", "ldm-semantic", "ldm-layout", "ldm-classes"])
+def test_half_precision_is_near_and_float32_outside(name, precision, which, zoo):
+    exact, near = asked(zoo(name, which), name), asked(zoo(name, which, precision), name)
+    for what, array in near.items():
+        assert array.dtype == np.float32 and psnr(array, exact[what]) >= 35, what
+    assert not np.array_equal(near["U-Net"], exact["U-Net"])
+
+
+@pytest.mark.parametrize("name", ["ldm-churches", "ldm-layout"])
+def test_quantized_it_is_nearly_the_same_on_both(name, zoo, tmp_path):
+    folder = quantized(zoo, name, tmp_path / "quantized")
+    exact = asked(zoo(name, "mlx"), name)
+    found = {which: asked(backend.load(folder, which, "cpu", "float32"), name) for which in BACKENDS}
+    for what, array in exact.items():
+        assert psnr(found["mlx"][what], array) >= 30, what
+        assert error(found["mlx"][what], found["torch"][what]) <= ENOUGH, what
+    assert not np.array_equal(found["mlx"]["U-Net"], exact["U-Net"])
+
+
+def quantized(zoo, name: str, out):
+    zoo(name)
+    write(view(zoo.file(name), Wish(family=name)), out, bits=8, group=32)
+    return open_folder(out)
+
+
+@pytest.mark.parametrize("name", ["ldm-uncond", "ldm-inpaint", "ldm-text"])
+def test_packed_and_padded_as_on_a_gpu_a_unet_computes_the_same(name, zoo, tmp_path):
+    folder = quantized(zoo, name, tmp_path / "quantized")
+    plain, packed = (fill(UNet(folder.manifest.denoiser), folder, "denoiser", mx.float32, way) for way in (False, True))
+    alone = [attention for attention in packed.attentions() if isinstance(attention, PictureAttention)]
+    assert bool(alone) == (name != "ldm-text")
+    heads = {attention.head for attention in packed.attentions()}
+    pad_heads(packed, (24, 64))
+    assert {attention.head for attention in packed.attentions()} != heads
+    assert all(isinstance(attention.to_q, PackedLinear) for attention in alone)
+    plan = MODELS[name].unet
+    x, told = mx.array(drawn(1, 8, 8, plan.takes)), mx.array(drawn(1, 5, 64))
+    expected = plain(x, plain.embed(321.0), plain.keys_values(told))
+    with form(is_gpu=True):
+        found = packed(x, packed.embed(321.0), packed.keys_values(told))
+    # the weights were rounded to float16 when they were dequantized
+    assert error(np.array(found), np.array(expected)) <= 5e-3
+
+
+def test_the_nearest_of_many_codes_is_the_nearest():
+    """As many codes as are published, so that the places are cut; against float64."""
+    x, table = drawn(2, 30, 40, 3), drawn(8192, 3, seed=1)
+    flat = x.reshape(-1, 1, 3).astype(np.float64)
+    expected = np.concatenate([((part - table) ** 2).sum(-1).min(-1) for part in np.split(flat, 24)])
+    codes = Codes(8192, 3)
+    codes.embedding.weight = mx.array(table)
+    found = {"torch": nearest(torch.from_numpy(x), torch.from_numpy(table)).numpy()}
+    for is_gpu in (False, True):
+        with form(is_gpu):
+            found[f"mlx {is_gpu}"] = np.array(codes(mx.array(x)))
+    rows = {row.tobytes() for row in table}
+    for which, array in found.items():
+        assert array.shape == x.shape and {row.tobytes() for row in array.reshape(-1, 3)} <= rows, which
+        distances = ((array.reshape(-1, 3).astype(np.float64) - flat[:, 0]) ** 2).sum(-1)
+        assert np.abs(distances - expected).max() <= 1e-5, which
+
+
+class Changed:
+    """A folder in which a tensor is gone, or one is too many."""
+
+    def __init__(self, folder, part: str, gone: str | None = None, more: str | None = None):
+        self.folder, self.part, self.gone, self.more = folder, part, gone, more
+
+    def names(self, part: str):
+        names = dict(self.folder.names(part))
+        if part == self.part:
+            if self.more:
+                names[self.more] = next(iter(names.values()))
+            names.pop(self.gone, None)
+        return names
+
+    def __getattr__(self, name: str):
+        return getattr(self.folder, name)
+
+
+@pytest.mark.parametrize("which", BACKENDS)
+@pytest.mark.parametrize(
+    ("name", "part", "tensor"),
+    [
+        ("ldm-uncond", "denoiser", "mid_block.attentions.0.to_k.bias"),
+        ("ldm-uncond", "vae", "quantize.embedding.weight"),
+        ("ldm-churches", "denoiser", "up_blocks.0.upsamplers.0.time_emb_proj.weight"),
+        ("ldm-layout", "text", "model.embed_positions.weight"),
+        ("ldm-classes", "vae", "decoder.up_blocks.0.attentions.1.group_norm.weight"),
+        ("ldm-classes", "classes", "embedding.weight"),
+        ("ldm-semantic", "rescaler", "channel_mapper.weight"),
+    ],
+)
+def test_a_weight_that_is_gone_or_too_many_is_named(name, part, tensor, which, zoo):
+    zoo(name)
+    folder = view(zoo.file(name), Wish(family=name))
+    short = tensor.removeprefix("model.")  # transformers' and our names differ by that
+    with pytest.raises(UserError, match=rf"{part} .*: (model\.)?{short};"):
+        backend.load(Changed(folder, part, gone=tensor), which, "cpu", "float32")
+    with pytest.raises(UserError, match=f"{part} .*: more.weight;"):
+        backend.load(Changed(folder, part, more="more.weight"), which, "cpu", "float32")
+
+
+def test_text_without_its_words_is_refused_with_what_to_do(zoo, tmp_path):
+    zoo("ldm-text")
+    path = shutil.copy(zoo.file("ldm-text"), tmp_path / "alone.safetensors")
+    for which in BACKENDS:
+        with pytest.raises(UserError, match=r"lay vocab.txt of bert-base-uncased .* beside the checkpoint"):
+            backend.load(view(path, Wish(family="ldm-text")), which, "cpu", "float32")
+
+
+def test_memory_counts_every_part_and_unload_lets_go(zoo):
+    for name in ("ldm-semantic", "ldm-layout", "ldm-classes"):
+        zoo(name)
+        folder = view(zoo.file(name), Wish(family=name))
+        numbers = sum(int(np.prod(t.shape)) for part in folder.manifest.parts for t in folder.names(part).values())
+        for which in BACKENDS:
+            model = backend.load(folder, which, "cpu", "float32")
+            # torch's own form of a few biases: two in one
+            assert 0.99 * 4 * numbers <= model.memory()["weights"] <= 4 * numbers
+            model.unload()
+            assert model.memory()["weights"] == 0
 
 
 def test_the_largest_errors():

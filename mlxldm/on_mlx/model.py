@@ -80,8 +80,8 @@ class MlxModel:
             )
         self.precision = precision
         dtype = DTYPES[precision]
-        # SDXL's autoencoder overflows in float16, and its config says so
-        careful = manifest.family == "sdxl" and manifest.vae.force_upcast and dtype == mx.float16
+        # SDXL's autoencoder overflows in float16, and its config says so; those of SD 1.x and 2.x say so and do not
+        careful = manifest.vae.force_upcast and manifest.family not in ("sd1", "sd2") and dtype == mx.float16
         text_dtype = dtype if self._gpu else mx.float32  # a CPU is no slower in it, and reads the prompt once a job
         self._tokenizers: list[Tokenizer] = []
         self._texts: list[ClipText | BertText] = []

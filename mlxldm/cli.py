@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # Spelled out so that `--help` imports no numerics; a test holds them equal to SAMPLERS and SPACINGS.
 SAMPLERS = (
     "ddim ddpm euler euler_a heun lms pndm dpm2 dpm2_a dpmpp_2s dpmpp_2m dpmpp_2m_sde dpmpp_sde dpmpp_3m_sde unipc "
-    "deis lcm tcd"
+    "deis lcm tcd ddim_cfgpp euler_cfgpp euler_a_cfgpp dpmpp_2m_cfgpp"
 ).split()
 SPACINGS = "model leading trailing linspace karras exponential sgm_uniform beta ays".split()
 

@@ -23,7 +23,7 @@ from .guidance import levels, part_of
 from .job import NOISES, Job
 from .noise import Noise
 from .picture import load_image, load_mask, size_of
-from .samplers import SAMPLERS, Array
+from .samplers import CFGPP, SAMPLERS, Array
 from .schedule import SPACINGS, Plan, Schedule
 from .tasks import Inputs, Task, task_of
 from .tasks.base import GUIDANCE, OPTIONAL
@@ -93,12 +93,14 @@ def resolve(job: Job, manifest: Manifest) -> Job:
     job = job.replace(
         seed=secrets.randbelow(2**32) if job.seed is None else job.seed,
         steps=own.steps if job.steps is None else job.steps,
-        guidance=own.guidance if job.guidance is None else job.guidance,
+        guidance=_guidance(job, sampler, own.guidance),
         sampler=sampler,
         spacing=spacing,
         width=width,
         height=height,
     )
+    if sampler in CFGPP and not task.TAKES >= GUIDANCE:
+        raise UserError(f"{sampler} is for models that are guided by words alone; {manifest.name} is none: take ddim.")
     plan = _plan(job, manifest)  # complains where steps, spacing, sampler and strength do not fit together
     _check_guidance(job, plan)
     return job
@@ -148,10 +150,21 @@ def _check_picture_in(job: Job) -> None:
         size_of(job.mask)  # complains if it cannot be read
 
 
+def _guidance(job: Job, sampler: str, own: float) -> float:
+    """The job's guidance or the model's own; CFG++ goes between the two answers, and never beyond."""
+    if sampler not in CFGPP:
+        return own if job.guidance is None else job.guidance
+    if job.guidance is None:
+        return 0.6 if own > 1 else own  # the paper's, where others take 7.5
+    if job.guidance > 1:
+        raise UserError(f"{sampler} takes a guidance from 0 to 1, not {job.guidance:g}; 0.6 is usual.")
+    return job.guidance
+
+
 def _check_guidance(job: Job, plan: Plan) -> None:
     given = [name for name in sorted(GUIDANCE) if getattr(job, name) is not None]
     assert job.guidance is not None
-    if given and job.guidance <= 1:
+    if given and job.guidance <= 1 and not plan.both:
         raise UserError(
             f"The job has a {given[0].replace('_', ' ')}, but a guidance of {job.guidance:g} is none; leave it out, or "
             f"guide by more than 1."

@@ -60,15 +60,15 @@ def guided(
     https://arxiv.org/abs/2305.08891, section 3.4).
     """
 
-    def answer(x: Array, timestep: float, sigma: float) -> Array:
+    def answer(x: Array, timestep: float, sigma: float) -> tuple[Array, Array]:
         given = text if interval is None or sigma in interval else interval.alone
         told, without = model.predict(x, timestep, given, more)
         if without is None:
-            return told
+            return told, told
         said = without + (told - without) * guidance
         if rescale > 0:
             said = said * (model.deviation(told) / model.deviation(said) * rescale + (1 - rescale))
-        return said
+        return said, without
 
     return _clean(answer, plan)
 
@@ -82,30 +82,34 @@ def edited(
     is the negative prompt alone, None where there is no guidance.
     """
 
-    def answer(x: Array, timestep: float, sigma: float) -> Array:
+    def answer(x: Array, timestep: float, sigma: float) -> tuple[Array, Array]:
         told, seen = model.predict(x, timestep, text, kept)
         if seen is None:
-            return told
+            return told, told
         free, _ = model.predict(x, timestep, plain, kept * 0.0)
-        return free + (told - seen) * guidance + (seen - free) * image_guidance
+        return free + (told - seen) * guidance + (seen - free) * image_guidance, free
 
     return _clean(answer, plan)
 
 
-def _clean(answer: Callable[[Array, float, float], Array], plan: Plan) -> Denoise:
+def _clean(answer: Callable[[Array, float, float], tuple[Array, Array]], plan: Plan) -> Denoise:
     """`denoise(x, sigma)`: the clean guess that follows from a network's answer, by what it predicts.
 
-    `answer(x, timestep, sigma)`: of x as the network takes it, at unit variance.
+    `answer(x, timestep, sigma)`: of x as the network takes it, at unit variance; guided, and without the prompt.
     """
 
     def denoise(x: Array, sigma: float) -> Array:
         scale = 1 / math.sqrt(sigma * sigma + 1)
-        said = answer(x * scale, plan.timestep(sigma), sigma)
-        if plan.prediction == "epsilon":
-            return x - said * sigma
-        if plan.prediction == "v":
-            return x * (scale * scale) - said * (sigma * scale)
-        return said  # "sample": the model's answer is the guess
+
+        def clean(said: Array) -> Array:
+            if plan.prediction == "epsilon":
+                return x - said * sigma
+            if plan.prediction == "v":
+                return x * (scale * scale) - said * (sigma * scale)
+            return said  # "sample": the model's answer is the guess
+
+        said, free = answer(x * scale, plan.timestep(sigma), sigma)
+        return (clean(said), clean(free)) if plan.both else clean(said)
 
     return denoise
 
@@ -123,6 +127,9 @@ def masked(denoise: Denoise, source: Array, noise: Array, mask: Array) -> Denois
         if not fresh:
             x = x * mask + (source + noise * sigma) * (1 - mask)
         fresh = False
-        return denoise(x, sigma) * mask + source * (1 - mask)
+        guess = denoise(x, sigma)
+        if isinstance(guess, tuple):  # the two of CFG++
+            return tuple(one * mask + source * (1 - mask) for one in guess)
+        return guess * mask + source * (1 - mask)
 
     return inside

@@ -132,7 +132,8 @@ SAMPLER_NAMES = {
     "ddim": "DDIM", "ddpm": "DDPM", "euler": "Euler", "euler_a": "Euler a", "heun": "Heun", "lms": "LMS",
     "pndm": "PLMS", "dpm2": "DPM2", "dpm2_a": "DPM2 a", "dpmpp_2s": "DPM++ 2S", "dpmpp_2m": "DPM++ 2M",
     "dpmpp_2m_sde": "DPM++ 2M SDE", "dpmpp_sde": "DPM++ SDE", "dpmpp_3m_sde": "DPM++ 3M SDE", "unipc": "UniPC",
-    "deis": "DEIS", "lcm": "LCM", "tcd": "TCD",
+    "deis": "DEIS", "lcm": "LCM", "tcd": "TCD", "ddim_cfgpp": "DDIM CFG++", "euler_cfgpp": "Euler CFG++",
+    "euler_a_cfgpp": "Euler a CFG++", "dpmpp_2m_cfgpp": "DPM++ 2M CFG++",
 }  # fmt: skip
 SPACING_NAMES = {
     "linspace": "Uniform", "karras": "Karras", "exponential": "Exponential", "sgm_uniform": "SGM Uniform",

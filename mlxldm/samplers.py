@@ -5,6 +5,11 @@ Python float. `sigmas` fall from the noisiest level to the last (0, or a little 
 numbers shaped like x. After every step a sampler yields (x, guess); the last x is the result. The keyword arguments are
 what `Schedule.plan` works out so that the numbers are those of the diffusers scheduler of that name; without them a
 sampler does what its paper says.
+
+The samplers of CFG++ (Chung et al. 2024, https://arxiv.org/abs/2406.08070) need two guesses of one call, the guided one
+and the one without the prompt: for those in CFGPP `denoise` returns both. A step of theirs is the other sampler's step
+from the second guess, to which the way from there to the first is added: noise comes back as the model sees it, and
+only the picture is guided.
 """
 
 from __future__ import annotations
@@ -386,6 +391,61 @@ def lcm(
         yield x, guess
 
 
+def ddim_cfgpp(
+    denoise: Denoise, x: Array, sigmas: Sequence[float], draw: Draw, landings: Sequence[float] | None = None
+) -> Walk:
+    """`ddim` with CFG++ (the paper's algorithm 2)."""
+    for i, (a, b) in enumerate(pairwise(sigmas)):
+        guess, free = denoise(x, a)
+        c = b if landings is None else landings[i]
+        x = guess + (x - free) * (c / a)
+        if c != b:
+            x = x * sqrt((1 + b * b) / (1 + c * c))
+        yield x, guess
+
+
+def euler_cfgpp(denoise: Denoise, x: Array, sigmas: Sequence[float], draw: Draw) -> Walk:
+    """`euler` with CFG++."""
+    for a, b in pairwise(sigmas):
+        guess, free = denoise(x, a)
+        x = guess + (x - free) * (b / a)
+        yield x, guess
+
+
+def euler_a_cfgpp(denoise: Denoise, x: Array, sigmas: Sequence[float], draw: Draw) -> Walk:
+    """`euler_a` with CFG++."""
+    for a, b in pairwise(sigmas):
+        guess, free = denoise(x, a)
+        down, up = _ancestral(a, b)
+        x = guess + (x - free) * (down / a)
+        if up > 0:
+            x = x + draw() * up
+        yield x, guess
+
+
+def dpmpp_2m_cfgpp(
+    denoise: Denoise,
+    x: Array,
+    sigmas: Sequence[float],
+    draw: Draw,
+    orders: Sequence[int] | None = None,
+    kind: str = "midpoint",
+) -> Walk:
+    """`dpmpp_2m` with CFG++, of order 2 where `orders` say more."""
+    before: Array = None
+    for i, (a, b) in enumerate(pairwise(sigmas)):
+        guess, free = denoise(x, a)
+        order = 1 if b == 0 else min(i + 1, 2) if orders is None else orders[i]
+        r = b / a
+        x = guess + (x - free) * r
+        if order > 1:
+            h = log(a / b)
+            rise = (free - before) * (h / log(sigmas[i - 1] / a))
+            x = x + rise * (0.5 * (1 - r) if kind == "midpoint" else (r - 1) / h + 1)
+        before = free
+        yield x, guess
+
+
 GAMMA = 0.3  # of tcd: its authors' choice, and diffusers' eta
 
 
@@ -426,7 +486,12 @@ SAMPLERS: dict[str, Callable[..., Walk]] = {
     "deis": deis,
     "lcm": lcm,
     "tcd": tcd,
+    "ddim_cfgpp": ddim_cfgpp,
+    "euler_cfgpp": euler_cfgpp,
+    "euler_a_cfgpp": euler_a_cfgpp,
+    "dpmpp_2m_cfgpp": dpmpp_2m_cfgpp,
 }
+CFGPP = frozenset(name for name in SAMPLERS if name.endswith("_cfgpp"))
 
 
 # The floats behind them.

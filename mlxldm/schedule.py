@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import UserError, nearest
-from .samplers import GAMMA, Call, plms_calls
+from .samplers import CFGPP, GAMMA, Call, plms_calls
 
 if TYPE_CHECKING:
     from .config import ScheduleConfig
@@ -42,6 +42,7 @@ class Plan:
     end_scale: float
     prediction: str
     options: dict[str, Any] = field(default_factory=dict)
+    both: bool = False  # `denoise` is to return the guided guess and the one without the prompt: see `samplers`
     log_sigmas: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)  # of all training timesteps
 
     @property
@@ -136,9 +137,11 @@ class Schedule:
         """The plan of a job; `strength` below 1 leaves out the first steps, as diffusers' image to image does.
 
         Raises UserError for a name it does not know and for numbers that leave nothing to do or fit no schedule.
-        dpmpp_2s, lcm and tcd have one spacing of timesteps of their own: like diffusers, they take no notice of
-        leading, trailing and linspace.
+        The samplers of CFG++ are planned as those that they are made of. dpmpp_2s, lcm and tcd have one spacing of
+        timesteps of their own: like diffusers, they take no notice of leading, trailing and linspace.
         """
+        both = sampler in CFGPP
+        sampler = sampler.removesuffix("_cfgpp") if both else sampler
         self._check(steps, spacing, sampler, strength)
         habits = _HABITS[sampler]
         if sampler == "pndm" and self._is_plain(spacing, sampler):
@@ -166,6 +169,7 @@ class Schedule:
             end_scale=1 / math.sqrt(1 + levels[-1] ** 2) if habits.preserving else 1.0,
             prediction=self.config.prediction,
             options=options,
+            both=both,
             log_sigmas=_log(table),
         )
 
@@ -173,9 +177,8 @@ class Schedule:
 
     def _check(self, steps: int, spacing: str, sampler: str, strength: float) -> None:
         if sampler not in _HABITS:
-            raise UserError(
-                f"There is no sampler {sampler!r}.{nearest(sampler, _HABITS)} There are {', '.join(_HABITS)}."
-            )
+            names = [*_HABITS, *sorted(CFGPP)]
+            raise UserError(f"There is no sampler {sampler!r}.{nearest(sampler, names)} There are {', '.join(names)}.")
         if spacing not in SPACINGS:
             raise UserError(
                 f"There is no spacing {spacing!r}.{nearest(spacing, SPACINGS)} There are {', '.join(SPACINGS)}."

@@ -266,6 +266,49 @@ def test_zero_terminal_snr(sampler):
             assert_same(sampler, config, "trailing", steps, task, strength, tolerance=2e-3)
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "euler", "euler_a", "dpmpp_2m"])
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_cfgpp_is_a_step_of_diffusers_from_the_unguided_guess_and_the_way_to_the_guided(sampler, spacing):
+    """So the paper has it; diffusers itself does not."""
+    guidance, steps = 0.6, 7
+
+    def free(x, timestep):
+        return model(0.8 * x, timestep + 200)
+
+    made = scheduler(sampler, SD, spacing)
+    made.set_timesteps(steps)
+    alphas = made.alphas_cumprod
+    generator = torch.Generator().manual_seed(3)
+    y = torch.randn(SHAPE, generator=generator) * made.init_noise_sigma
+    more = {"generator": generator} if "generator" in inspect.signature(made.step).parameters else {}
+    for i, timestep in enumerate(made.timesteps):
+        told = made.scale_model_input(y, timestep).numpy()
+        one, two = (torch.from_numpy(answer(told, float(timestep))) for answer in (model, free))
+        if sampler == "ddim":
+            before = int(timestep) - 1000 // steps
+            alpha, after = alphas[int(timestep)], alphas[before] if before >= 0 else made.final_alpha_cumprod
+            sigma = ((1 - alpha) / alpha) ** 0.5
+        else:
+            sigma, after = made.sigmas[i], 1 / (1 + made.sigmas[i + 1] ** 2)
+        # in the units of the scheduler, which are those of x at unit variance but for Euler's
+        y = made.step(two, timestep, y, return_dict=False, **more)[0]
+        y = y + (two - one) * (guidance * sigma * (1.0 if sampler.startswith("euler") else after**0.5))
+
+    plan = Schedule(ScheduleConfig.from_diffusers(SD)).plan(steps, spacing, f"{sampler}_cfgpp")
+    stream = TorchCpu(3)
+
+    def draw():
+        return stream.normal(math.prod(SHAPE)).reshape(SHAPE)
+
+    def denoise(x, sigma):
+        told = x / math.sqrt(1 + sigma * sigma), plan.timestep(sigma)
+        one, two = model(*told), free(*told)
+        return x - (two + (one - two) * guidance) * sigma, x - two * sigma
+
+    *_, (x, _) = SAMPLERS[f"{sampler}_cfgpp"](denoise, draw() * plan.start_scale, plan.sigmas, draw, **plan.options)
+    np.testing.assert_allclose(x * plan.end_scale, y.numpy(), rtol=0, atol=1e-4)
+
+
 def test_these_comparisons_can_fail():
     """The wrong spacing, strength, prediction or last level are far outside the tolerance."""
     random = np.random.RandomState(1)

@@ -13,13 +13,14 @@ import math
 import numpy as np
 import pytest
 from conftest import needs_mlx, needs_torch
+from PIL import Image
 from test_generate import MANIFEST, Fake, run
 
 from mlxldm.errors import UserError
 from mlxldm.generate import resolve
 from mlxldm.guidance import Interval, guided, levels
 from mlxldm.job import Job
-from mlxldm.samplers import SAMPLERS
+from mlxldm.samplers import CFGPP, SAMPLERS
 from mlxldm.schedule import Schedule
 
 
@@ -54,7 +55,8 @@ def test_guidance_keeps_to_its_part_of_the_steps(start, stop, guided_steps):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_guides_in_some_steps_and_not_in_others(sampler):
     model = Asked()
-    run(Job(seed=1, steps=8, sampler=sampler, guidance=5.0, guidance_start=0.25, guidance_stop=0.75), model)
+    strong = 1.0 if sampler in CFGPP else 5.0
+    run(Job(seed=1, steps=8, sampler=sampler, guidance=strong, guidance_start=0.25, guidance_stop=0.75), model)
     assert model.with_negative and model.without
     low, high = min(model.with_negative), max(model.with_negative)
     assert all(not low < timestep < high for timestep in model.without)
@@ -117,6 +119,7 @@ def test_levels_of_a_walk():
         ({"guidance_start": 1.0}, "from 1 to 1 of 4 steps"),
         ({"guidance_stop": 0.0}, "from 0 to 0 of 4 steps"),
         ({"guidance": 1.0, "guidance_rescale": 0.5}, "a guidance rescale, but a guidance of 1 is none"),
+        ({"sampler": "euler_cfgpp", "guidance": 7.5}, "euler_cfgpp takes a guidance from 0 to 1, not 7.5"),
         ({"guidance": 0.0, "guidance_stop": 0.5}, "a guidance stop, but a guidance of 0 is none"),
     ],
 )
@@ -126,11 +129,51 @@ def test_what_cannot_be_guided_is_said(wish, words):
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_that_is_guided_twice_refuses_it():
+def test_cfgpp_goes_between_the_two_answers_and_walks_on_from_the_one_without():
+    """One step down from the first level of a walk, by hand."""
+    model = Fake()
+    run(Job("a boat", seed=1, steps=2, sampler="euler_cfgpp", guidance=0.25), model)
+    assert model.texts == [("a boat", "", 64, 64)]  # asked for without guidance above 1
+    plan = Schedule(MANIFEST.schedule).plan(2, "model", "euler_cfgpp")
+    (first, timestep), (second, _) = model.calls
+    a, b = plan.sigmas[:2]
+    told, without = Fake().predict(first, timestep, ("a boat", ""))
+    x = first * math.sqrt(1 + a * a)
+    expected = x - (without + (told - without) * 0.25) * a + without * b
+    np.testing.assert_allclose(second * math.sqrt(1 + b * b), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_cfgpp_has_a_guidance_of_its_own():
+    assert resolve(Job(sampler="ddim_cfgpp"), MANIFEST).guidance == 0.6
+    distilled = dataclasses.replace(MANIFEST, defaults=dataclasses.replace(MANIFEST.defaults, guidance=1.0))
+    assert resolve(Job(sampler="ddim_cfgpp"), distilled).guidance == 1.0
+    assert resolve(Job(sampler="ddim_cfgpp", guidance=0.0, guidance_stop=0.5), MANIFEST).guidance == 0
+    pixels = [run(Job("a boat", seed=1, sampler="ddim_cfgpp", guidance=g))[-1].pixels for g in (0.0, 0.5, 1.0)]
+    assert all(np.abs(one.astype(int) - other).max() > 3 for one, other in itertools.combinations(pixels, 2))
+
+
+def test_cfgpp_leaves_what_is_outside_a_mask(tmp_path):
+    random = np.random.RandomState(0)
+    Image.fromarray(random.randint(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / "picture.png")
+    white = np.zeros((64, 64), np.uint8)
+    white[:, 32:] = 255
+    Image.fromarray(white).save(tmp_path / "mask.png")
+    job = Job(seed=4, image=str(tmp_path / "picture.png"), mask=str(tmp_path / "mask.png"), sampler="dpmpp_2m_cfgpp")
+    plain, guided_ = Fake(), Fake()
+    run(job, guided_)
+    run(job.replace(sampler="euler"), plain)
+    np.testing.assert_allclose(guided_.latents[0][:, :, :4], plain.latents[0][:, :, :4], atol=1e-5)
+    assert np.abs(guided_.latents[0][:, :, 4:] - plain.latents[0][:, :, 4:]).max() > 0.05
+
+
+def test_a_model_that_is_guided_twice_refuses_it(tmp_path):
     parts = {**MANIFEST.parts, "denoiser": dataclasses.replace(MANIFEST.denoiser, in_channels=8)}
     manifest = dataclasses.replace(MANIFEST, task="edit", parts=parts)
     with pytest.raises(UserError, match="a guidance rescale, which only models that are guided by words alone take"):
         resolve(Job(guidance_rescale=0.5), manifest)
+    Image.new("RGB", (64, 64)).save(tmp_path / "picture.png")
+    with pytest.raises(UserError, match="euler_cfgpp is for models that are guided by words alone; little is none"):
+        resolve(Job(sampler="euler_cfgpp", image=str(tmp_path / "picture.png")), manifest)
 
 
 @pytest.mark.parametrize("backend", [pytest.param("mlx", marks=needs_mlx), pytest.param("torch", marks=needs_torch)])
@@ -191,6 +234,19 @@ def studio(tiny_folder, tmp_path_factory):
             return changing
 
     return Timed(tiny_folder, tmp_path_factory.mktemp("guidance"))
+
+
+@needs_torch
+@needs_mlx
+@pytest.mark.parametrize("sampler", ["ddim_cfgpp", "euler_a_cfgpp"])
+def test_both_backends_draw_the_same_with_cfgpp(studio, sampler):
+    from test_parity import APART, BAR, Case, psnr
+
+    case = Case(sampler, kind="sd1", size=(64, 64), guidance=1.0, steps=5)
+    mlx, torch = (studio.draw(who, case) for who in ("mlx", "torch"))
+    assert psnr(mlx, torch) >= BAR
+    for other in ({"seed": 8}, {"guidance": 0.0}, {"sampler": sampler.removesuffix("_cfgpp")}):
+        assert psnr(studio.draw("mlx", dataclasses.replace(case, **other)), mlx) <= APART, other
 
 
 @needs_torch

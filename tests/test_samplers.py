@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mlxldm.config import ScheduleConfig
-from mlxldm.samplers import SAMPLERS, plms_calls
+from mlxldm.samplers import CFGPP, SAMPLERS, plms_calls
 from mlxldm.schedule import SPACINGS, Schedule
 
 MEAN, SPREAD = 0.7, 0.5  # of the clean data: one Gaussian, for which the best guess and the exact path are known
@@ -27,7 +27,17 @@ def path(x, a, b):
 
 
 def walk(name, denoise, x, sigmas, draw=None, **options):
-    return list(SAMPLERS[name](denoise, x, sigmas, draw, **options))[-1][0]
+    return list(SAMPLERS[name](as_it_wants(name, denoise), x, sigmas, draw, **options))[-1][0]
+
+
+def as_it_wants(name, denoise):
+    """CFG++ is told two guesses: here the same one twice, with which it is what it is made of."""
+
+    def twice(x, sigma):
+        guess = denoise(x, sigma)
+        return guess, guess
+
+    return twice if name in CFGPP else denoise
 
 
 def error(name, steps, sigmas):
@@ -159,6 +169,21 @@ def test_lcm_is_its_last_guess():
     np.testing.assert_allclose(x, best_guess(np.full(8, 9.0), 10.0))
 
 
+@pytest.mark.parametrize("name", sorted(CFGPP))
+def test_cfgpp_without_guidance_is_the_sampler_it_is_made_of(name):
+    for spacing in ("leading", "trailing", "karras"):
+        plan = Schedule(ScheduleConfig()).plan(6, spacing, name)
+        other = name.removesuffix("_cfgpp")
+        plain = Schedule(ScheduleConfig()).plan(6, spacing, other)
+        assert (plan.sigmas, plan.timesteps, plan.options) == (plain.sigmas, plain.timesteps, plain.options)
+        assert plan.both and not plain.both
+        found, expected = (
+            walk(one, best_guess, np.full(8, 9.0), plan.sigmas, lambda: np.ones(8), **plan.options)
+            for one in (name, other)
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
 def test_plms_visits_the_second_level_twice():
     calls = plms_calls([4.0, 3.0, 2.0, 1.0])
     assert [call[1] for call in calls] == [4.0, 3.0, 3.0, 2.0]
@@ -182,7 +207,8 @@ def test_how_often_the_model_is_called_and_that_it_hears_floats(name):
             heard.append(sigma)
             return x * 0.5
 
-        steps = list(SAMPLERS[name](denoise, np.ones(3), plan.sigmas, lambda: np.zeros(3), **plan.options))
+        walk = SAMPLERS[name](as_it_wants(name, denoise), np.ones(3), plan.sigmas, lambda: np.zeros(3), **plan.options)
+        steps = list(walk)
         assert len(steps) == plan.steps == len(plan.timesteps)
         assert len(heard) == CALLS.get(name, lambda n: n)(6)
         told = [plan.timestep(sigma) for sigma in heard]

@@ -107,7 +107,7 @@ def test_every_plan_falls_and_tells_timesteps_of_the_training(sampler, steps):
             continue
         found = plan(steps, spacing, sampler)
         falling = found.sigmas[:-1] if sampler == "deis" else found.sigmas  # on a curve diffusers' last step is idle
-        assert all(a > b for a, b in pairwise(falling)) or sampler in ("pndm", "ddim")
+        assert all(a > b for a, b in pairwise(falling)) or sampler in ("pndm", "ddim", "ddim_cfgpp")
         assert all(0 <= t <= 999 for t in found.timesteps)
         assert all(math.isfinite(number) for number in [*found.sigmas, found.start_scale, found.end_scale])
         assert len(found.timesteps) == found.steps

@@ -108,7 +108,7 @@ class Task:
     @property
     def negative(self) -> str | None:
         """The negative prompt, None where there is no guidance."""
-        return (self.job.negative or "") if self.guidance > 1 else None
+        return (self.job.negative or "") if self.guidance > 1 or self.plan.both else None
 
     def read_prompts(self) -> Any:
         """Prompt and negative prompt, as `predict` takes them."""

@@ -1,4 +1,4 @@
-"""The command line: generate, pull, models, show, backends, doctor.
+"""The command line: generate, pull, models, show, backends, doctor, worker.
 
 Results go to stdout, everything else to stderr. Exit code 0: done; 2: the person can fix it, one sentence says how;
 1: our fault, with a traceback; 130: interrupted. Nothing heavy is imported before the arguments are read.
@@ -108,6 +108,9 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
     backends = command("backends", _backends, "list the backends and devices, and which one would be used")
     doctor = command("doctor", _doctor, "check with the embedded model that this machine computes right, and how fast")
     _where(doctor)
+    worker = command("worker", _worker, "draw for another program: messages on stdin and stdout (docs/worker.md)")
+    _where(worker)
+    worker.add_argument("--idle", type=real, metavar="SECONDS", help="let the model go after so long; default 600")
     for sub in (pull, models, show, backends, doctor):
         _json_flag(sub)
     return parser, commands
@@ -496,6 +499,12 @@ def _doctor(args: argparse.Namespace) -> int:
     else:
         print(report)
     return 0 if report.right else 1
+
+
+def _worker(args: argparse.Namespace) -> int:
+    from . import worker
+
+    return worker.run(args.backend, args.device, args.precision, worker.IDLE if args.idle is None else args.idle)
 
 
 def _help(args: argparse.Namespace) -> int:

@@ -150,6 +150,11 @@ def save_png(path: Pathlike, pixels: np.ndarray, job: Job, made_by: dict[str, An
     `made_by` is what else is worth knowing later (version, backend); it stays out of the job. There is no
     date, so that the same job gives the same file.
     """
+    return _write(Path(path), png(pixels, job, made_by))
+
+
+def png(pixels: np.ndarray, job: Job, made_by: dict[str, Any] | None = None) -> bytes:
+    """The same file's bytes."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
@@ -158,7 +163,7 @@ def save_png(path: Pathlike, pixels: np.ndarray, job: Job, made_by: dict[str, An
     info.add_text(OTHERS, _printable(parameters(job, made_by)))
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, "png", pnginfo=info)
-    return _write(Path(path), data.getvalue())
+    return data.getvalue()
 
 
 def _write(target: Path, data: bytes) -> Path:

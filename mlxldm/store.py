@@ -173,7 +173,7 @@ def _sha256(path: Path) -> str:
         with open(path, "rb") as file:
             entry = {"mark": _mark(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
         with contextlib.suppress(UserError):  # as above
-            _write_json(memory, {**known, str(path): entry})
+            write_json(memory, {**known, str(path): entry})
     return str(entry["sha256"])
 
 
@@ -194,7 +194,7 @@ def register(name: str, path: str | os.PathLike[str], *, force: bool = False) ->
             return
         raise UserError(f"The name '{name}' is taken by the model at {shown(taken)}: choose another name.")
     entry = folder / _entry(name)
-    if not _write_json(entry, {"name": name, "path": str(target)}, replace=force):
+    if not write_json(entry, {"name": name, "path": str(target)}, replace=force):
         before = _registered(name)
         if before is None or before.resolve() != target.resolve():
             raise UserError(
@@ -203,7 +203,7 @@ def register(name: str, path: str | os.PathLike[str], *, force: bool = False) ->
             )
 
 
-def _write_json(entry: Path, values: dict[str, Any], replace: bool = True) -> bool:
+def write_json(entry: Path, values: dict[str, Any], replace: bool = True) -> bool:
     """Write a small file in one step; False if it exists and must not be replaced."""
     content = json.dumps(values, ensure_ascii=False) + "\n"
     try:
@@ -230,7 +230,7 @@ def add_folder(path: str | os.PathLike[str]) -> Path:
     if not target.is_dir():
         raise UserError(f"There is no folder {shown(target)}.")
     digest = hashlib.sha256(os.fsencode(target)).hexdigest()[:16]
-    _write_json(home() / ".folders" / f"{digest}.json", {"path": str(target)})
+    write_json(home() / ".folders" / f"{digest}.json", {"path": str(target)})
     return target
 
 
@@ -270,7 +270,7 @@ def scan(look: Look) -> list[dict[str, Any]]:
             rows.append({"name": path.stem if path.is_file() else path.name, "path": str(path), **known["says"]})
     if fresh != seen:
         with contextlib.suppress(UserError):  # a cache that cannot be kept costs time, no more
-            _write_json(memory, fresh)
+            write_json(memory, fresh)
     return rows
 
 

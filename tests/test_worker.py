@@ -1,0 +1,293 @@
+"""`mlxldm worker` in a real process: what it says, that every job ends once, and that nothing brings it down."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from conftest import needs_mlx
+from PIL import Image
+from workers import ENDS, Client
+
+from mlxldm.job import Job
+from mlxldm.picture import load_image, read_record
+
+pytestmark = needs_mlx
+CPU = ("--backend", "mlx", "--device", "cpu")
+JOB = {"prompt": "a red house", "seed": 7, "steps": 3}
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLXLDM_HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+@pytest.fixture
+def worker(home):
+    with Client(*CPU) as client:
+        yield client
+
+
+def kinds(events: list[dict]) -> list[str]:
+    return [event["ev"] for event in events]
+
+
+def test_a_job_from_ready_to_done(worker, tmp_path):
+    first = worker.first
+    assert first["ev"] == "ready" and first["protocol"] == 1 and first["backend"] == "mlx" and first["device"] == "cpu"
+    assert first["models"][0]["name"] == "scenes" and "dpmpp_2m" in first["samplers"] and "karras" in first["spacings"]
+    worker.generate("j1", {**JOB, "count": 2})
+    events = worker.until("j1")
+    picture = [*["step", "preview"] * 3, "picture"]
+    assert kinds(events) == ["loading", *picture, *picture, "done"]
+    assert all(event["id"] == "j1" for event in events)
+    step, preview = events[3], events[4]
+    assert (step["index"], step["step"], step["of"]) == (0, 2, 3) and step["seconds"] > 0
+    assert preview["encoding"] == "rgb8" and preview["bytes"] == preview["width"] * preview["height"] * 3
+    for event, seed in ((events[7], 7), (events[-2], 8)):
+        assert event["seed"] == seed
+        (tmp_path / "a.png").write_bytes(event["payload"])
+        assert read_record(tmp_path / "a.png").job == Job.from_json(event["job"])
+    worker.generate("j2", {**JOB, "seed": 8})
+    again = worker.until("j2")
+    assert "loading" not in kinds(again), "the model was in memory"
+    assert again[-2]["payload"] == events[-2]["payload"]
+
+
+def test_pictures_come_along_as_bytes_and_are_called_by_their_names(worker, tmp_path):
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "start.png")
+    Image.fromarray((np.arange(64) > 32)[None].repeat(64, 0).astype(np.uint8) * 255).save(tmp_path / "mask.png")
+    job = {**JOB, "image": "start.png", "mask": "my mask.png", "strength": 1.0}
+    worker.generate("j", job, image=tmp_path / "start.png", mask=tmp_path / "mask.png")
+    picture = worker.until("j")[-2]
+    assert picture["ev"] == "picture" and picture["job"]["mask"] == "my mask.png" and picture["job"]["width"] == 64
+    (tmp_path / "a.png").write_bytes(picture["payload"])
+    assert load_image(tmp_path / "a.png", 64, 64).shape == (1, 64, 64, 3)
+    worker.send("generate", id="k", job=job)
+    end = worker.until("k")[-1]
+    assert end["kind"] == "wish" and "did not come along: image, mask" in end["message"]
+    worker.send("generate", b"xx", id="l", job=job, files={"image": 3})
+    assert "files are 3 bytes, but 2 came" in worker.until("l")[-1]["message"]
+    worker.send("generate", b"xx", id="m", job=job, files={"../image": 2})
+    assert worker.until("m")[-1]["kind"] == "wish"
+
+
+def test_cancel_takes_one_step_and_a_waiting_job_never_begins(worker):
+    worker.generate("long", {**JOB, "steps": 900})
+    worker.generate("next", JOB)
+    worker.until("long", "step")
+    worker.send("cancel", id="next")
+    worker.send("cancel", id="long")
+    events = worker.until("next")
+    assert [event for event in events if event["ev"] in ENDS] == [
+        {"ev": "cancelled", "id": "long", "payload": b""}, {"ev": "cancelled", "id": "next", "payload": b""},
+    ]  # fmt: skip
+    assert sum(event["ev"] == "step" for event in events) < 100
+    worker.generate("after", JOB)
+    assert kinds(worker.until("after"))[-1] == "done"
+
+
+def test_previews_as_jpeg_or_not_at_all(worker):
+    for wanted in ("jpeg", "none"):
+        worker.send("hello", preview=wanted)
+        worker.generate(wanted, JOB)
+        previews = [event for event in worker.until(wanted) if event["ev"] == "preview"]
+        assert len(previews) == (3 if wanted == "jpeg" else 0)
+        for event in previews:
+            assert event["encoding"] == "jpeg"
+            assert Image.open(io.BytesIO(event["payload"])).size == (event["width"], event["height"])
+
+
+@pytest.mark.parametrize("job, says", [
+    ({"prompt": "x", "steps": 0}, "0 steps"), ({"prompt": "x", "stepps": 3}, "no 'stepps'"), ("x", "no job"),
+    ({"prompt": "x", "model": "nothing-like-it"}, "There is no model"), ({"prompt": "x", "width": 65}, "width is 65"),
+    ({"prompt": 3}, "prompt should be a text"),
+])  # fmt: skip
+def test_a_wish_that_cannot_be_is_one_sentence(worker, job, says):
+    worker.send("generate", id="j", job=job)
+    (end,) = worker.until("j")
+    assert end["ev"] == "error" and end["kind"] == "wish" and says in end["message"] and end["details"] is None
+    assert "\n" not in end["message"]
+
+
+def test_what_makes_no_sense_is_said_and_the_next_job_runs(worker):
+    worker.raw(b"no json\n")
+    worker.raw(b"[1, 2]\n")
+    worker.raw(b"\xff\xfe\n")
+    worker.raw(b"[" * 5000 + b"\n")
+    worker.raw(b'{"op": "generate"}\n')
+    worker.raw(b'{"op": "dance", "id": "a"}\n')
+    worker.raw(b'{"op": "generate", "id": "b", "bytes": -1}\n')
+    worker.raw(b'{"op": "generate", "id": "c", "bytes": 1e9}\n')
+    worker.raw(b"x" * 300_000 + b"\n")
+    worker.generate("j", JOB)
+    events = worker.until("j")
+    errors = [event for event in events if event["ev"] == "error"]
+    assert [event["id"] for event in errors] == [None, None, None, None, None, "a", "b", "c", None]
+    assert all(event["kind"] == "protocol" for event in errors) and events[-1]["ev"] == "done"
+    worker.generate("long", {**JOB, "steps": 500})
+    worker.generate("long", JOB)
+    worker.send("cancel", id="long")
+    assert "there is a job" in worker.until("long", "error")[-1]["message"]
+    assert worker.until("long")[-1]["ev"] == "cancelled"
+
+
+def test_models_tokens_estimate_and_ping(worker, home):
+    worker.send("models", id="m")
+    listed = json.loads(worker.until("m", "models")[-1]["payload"])
+    assert listed[0]["name"] == "scenes"
+    job = {"prompt": "a red house", "negative": "snow", "steps": 3, "seed": 1}
+    worker.send("tokens", id="t", job=job)
+    counted = worker.until("t", "tokens")[-1]
+    assert counted["prompt"] == 3 and counted["negative"] == 1 and counted["limit"] > 3
+    worker.send("estimate", id="e", job=job)
+    assert worker.until("e", "estimate")[-1]["seconds"] is None
+    worker.generate("j", job)
+    took = worker.until("j")[-1]["seconds"]
+    worker.send("estimate", id="f", job={**job, "count": 3})
+    estimate = worker.until("f", "estimate")[-1]
+    assert estimate["known"] and 0 < estimate["seconds"] < 3 * took + 1
+    worker.send("ping", id="p")
+    assert worker.until("p", "pong")
+
+
+def test_files_and_folders_are_looked_at_added_and_forgotten(worker, tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "odd.safetensors").write_bytes(b"nothing")
+    worker.send("look", id="a", path=str(folder / "odd.safetensors"))
+    assert worker.until("a", "looked")[-1]["says"]["state"] != "ready"
+    worker.send("add", id="b", path=str(folder))
+    assert worker.until("b")[-1]["ev"] == "done"
+    worker.send("models", id="c")
+    assert any(row["name"] == "odd" for row in json.loads(worker.until("c", "models")[-1]["payload"]))
+    worker.send("forget", id="d", what=str(folder))
+    assert worker.until("d")[-1]["ev"] == "done"
+    worker.send("add", id="e", path=str(tmp_path / "nowhere"))
+    assert worker.until("e")[-1]["kind"] == "wish"
+
+
+def test_a_conversion_runs_beside_a_picture(worker, tmp_path):
+    worker.generate("j", {**JOB, "steps": 200})
+    worker.send("convert", id="c", source="scenes", target=str(tmp_path / "small"), dtype="float32")
+    worker.send("cancel", id="j")
+    seen = worker.until("c")
+    assert seen[-1]["ev"] == "done", seen[-1]
+    assert any(event["ev"] == "progress" and 0 <= event["fraction"] <= 1 for event in seen)
+    assert (tmp_path / "small" / "model.json").exists()
+    worker.send("convert", id="d", source="scenes", target=str(tmp_path / "small"))
+    assert worker.until("d")[-1]["kind"] == "wish"
+
+
+def test_unload_and_idle_let_the_model_go(home):
+    with Client(*CPU, "--idle", "0.3") as worker:
+        worker.generate("a", JOB)
+        worker.until("a")
+        worker.send("unload")
+        assert worker.next()["ev"] == "unloaded"
+        worker.generate("b", JOB)
+        assert kinds(worker.until("b"))[0] == "loading"
+        assert worker.next()["ev"] == "unloaded"  # by itself
+
+
+def test_closing_stdin_ends_it_at_once_and_kill_leaves_nothing(home, tmp_path):
+    with Client(*CPU) as worker:
+        worker.generate("a", {**JOB, "steps": 900})
+        worker.until("a", "step")
+        began = time.monotonic()
+        worker.process.stdin.close()
+        assert worker.process.wait(10) == 0 and time.monotonic() - began < 3
+    with Client(*CPU) as worker:
+        worker.generate("a", {**JOB, "steps": 900})
+        worker.until("a", "step")
+        worker.process.send_signal(signal.SIGKILL)
+        assert worker.process.wait(10) == -signal.SIGKILL
+        while worker.next() is not None:
+            pass
+
+
+STRANGE = """
+import sys, os
+import numpy as np
+from mlxldm import generate as function
+import mlxldm.generate, mlxldm.worker
+module = sys.modules["mlxldm.generate"]
+real = module.generate
+def strange(model, job):
+    print("a library prints")
+    os.write(1, b"and another one, past Python\\n")
+    if job.prompt == "raise":
+        raise ValueError("bad luck")
+    if job.prompt == "memory":
+        raise MemoryError
+    for event in real(model, job):
+        if job.prompt == "nan" and hasattr(event, "guess") and event.step == 2:
+            import dataclasses
+            event = dataclasses.replace(event, guess=event.guess * float("nan"))
+        yield event
+module.generate = strange
+sys.exit(mlxldm.worker.run("mlx", "cpu"))
+"""
+
+
+def test_prints_faults_and_numbers_that_are_none(home):
+    with Client(code=STRANGE) as worker:
+        ends = {}
+        for prompt in ("raise", "memory", "nan", "fine"):
+            worker.generate(prompt, {**JOB, "prompt": prompt})
+            events = worker.until(prompt)
+            ends[prompt] = events[-1]
+            if prompt == "nan":
+                assert [event["step"] for event in events if event["ev"] == "step"] == [1, 2]
+        assert ends["raise"]["kind"] == "fault" and "bad luck" in ends["raise"]["details"]
+        assert ends["memory"]["kind"] == "memory" and "memory is not enough" in ends["memory"]["message"]
+        assert ends["nan"]["kind"] == "numbers" and "no numbers" in ends["nan"]["message"]
+        assert ends["fine"]["ev"] == "done"
+    assert b"a library prints" in worker.errors and b"past Python" in worker.errors
+
+
+def test_many_messages_at_once_and_every_job_ends_once(worker):
+    """Jobs and cancels in any order, from two threads' worth of messages: one end each."""
+    dice = random.Random(1)
+    names = [f"j{i}" for i in range(24)]
+    sending = threading.Lock()
+
+    def some(mine: list[str]) -> None:
+        for name in mine:
+            with sending:
+                worker.generate(name, {**JOB, "steps": dice.choice([1, 2, 9]), "width": 64, "height": 64})
+                if dice.random() < 0.5:
+                    worker.send("cancel", id=dice.choice(names))
+
+    threads = [threading.Thread(target=some, args=(names[i::2],)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ends: dict[str, list[str]] = {name: [] for name in names}
+    while not all(ends.values()):
+        event = worker.next()
+        if event["ev"] in ENDS:
+            ends[event["id"]].append(event["ev"])
+    worker.send("ping", id="p")
+    rest = worker.until("p", "pong")
+    assert kinds(rest) == ["pong"] and all(len(seen) == 1 for seen in ends.values())
+    assert {"done", "cancelled"} == {seen[0] for seen in ends.values()}
+
+
+def test_a_preview_shows_what_the_picture_becomes(worker):
+    """By its second picture the map has seen a real one: the last preview is the picture made small."""
+    worker.generate("j", {"prompt": "a red lighthouse by the sea at dusk", "seed": 5, "count": 2})
+    events = worker.until("j")
+    last = [event for event in events if event["ev"] == "preview"][-1]
+    small = np.frombuffer(last["payload"], np.uint8).reshape(last["height"], last["width"], 3).astype(float)
+    picture = Image.open(io.BytesIO(events[-2]["payload"])).convert("RGB")
+    wanted = np.asarray(picture.resize((last["width"], last["height"]), Image.Resampling.BOX)).astype(float)
+    assert np.corrcoef(small.ravel(), wanted.ravel())[0, 1] > 0.9

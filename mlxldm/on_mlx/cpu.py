@@ -79,26 +79,67 @@ def usable(x: mx.array) -> bool:
     return x.dtype == mx.float32
 
 
-def silu(x: mx.array, shift: mx.array | None = None) -> mx.array:
-    """y * sigmoid(y) of y = x + shift, in x's memory. shift: one number per channel (the last axis), or None."""
+def silu(x: mx.array) -> mx.array:
+    """x * sigmoid(x), in x's memory."""
     rows = _rows(x)
-    each = None if shift is None else _rows(shift)[0]
     step = max(1, BLOCK // rows.shape[1])
 
     def work(begin: int, end: int) -> None:
-        with np.errstate(over="ignore"):  # exp of a very negative number's opposite: x / inf is the 0 it should be
-            for i in range(begin, end, step):
-                y = rows[i : min(i + step, end)]
-                t = _room(0, y)
-                if each is not None:
-                    y += each
-                np.negative(y, out=t)
-                np.exp(t, out=t)
-                t += 1.0
-                y /= t
+        for i in range(begin, end, step):
+            _silu(rows[i : min(i + step, end)])
 
     _share(len(rows), rows.size, work)
     return x
+
+
+def _silu(y: np.ndarray) -> None:
+    t = _room(0, y)
+    with np.errstate(over="ignore"):  # exp of a very negative number's opposite: y / inf is the 0 it should be
+        np.negative(y, out=t)
+        np.exp(t, out=t)
+    t += 1.0
+    y /= t
+
+
+def affine(x: mx.array, scale: mx.array, shift: mx.array, act: bool) -> mx.array:
+    """x * scale + shift, through SiLU if asked, in x's memory; x (B, H, W, C), scale and shift (B, C)."""
+    x = mx.contiguous(x)
+    pictures = _view(x).reshape(x.shape[0], -1, x.shape[-1])
+    scales, shifts = _view(scale), _view(shift)
+    step = max(1, BLOCK // x.shape[-1])
+
+    def work(begin: int, end: int) -> None:
+        for b, picture in enumerate(pictures):
+            for i in range(begin, end, step):
+                y = picture[i : min(i + step, end)]
+                y *= scales[b]
+                y += shifts[b]
+                if act:
+                    _silu(y)
+
+    _share(pictures.shape[1], x.size, work)
+    return x
+
+
+def moments(x: mx.array) -> tuple[mx.array, mx.array]:
+    """Mean and mean square of every channel of x (B, H, W, C): (B, C) each. No second array of x's size is made."""
+    x = mx.contiguous(x)
+    pictures = _view(x).reshape(x.shape[0], -1, x.shape[-1])
+    step = max(1, BLOCK // x.shape[-1])
+
+    def work(begin: int, end: int) -> np.ndarray:
+        sums = np.zeros((2, len(pictures), x.shape[-1]))  # float64 over blocks: a picture is a million numbers long
+        for b, picture in enumerate(pictures):
+            for i in range(begin, end, step):
+                y = picture[i : min(i + step, end)]
+                t = _room(0, y)
+                sums[0, b] += y.sum(axis=0)
+                np.multiply(y, y, out=t)
+                sums[1, b] += t.sum(axis=0)
+        return sums
+
+    mean, square = sum(_share(pictures.shape[1], x.size, work), start=np.float64(0)) / pictures.shape[1]
+    return mx.array(mean.astype(np.float32)), mx.array(square.astype(np.float32))
 
 
 def gelu(half: mx.array, gate: mx.array) -> mx.array:
@@ -181,20 +222,23 @@ def attend(q: mx.array, k: mx.array, v: mx.array, scale: float, piece: int = PIE
     return mx.concatenate(outputs, axis=0).reshape(batch, heads, length, -1)
 
 
-def conv3x3(x: mx.array, weight: mx.array, shift: mx.array) -> mx.array:
+def conv3x3(x: mx.array, weight: mx.array, shift: mx.array, twice: bool = False) -> mx.array:
     """The 3x3 convolution with padding 1: x (B, H, W, C), weight (O, 3, 3, C), shift (1 or B, O) added to the result.
+
+    twice: of x with every pixel repeated to a square of four.
 
     By Winograd's F(2x2, 3x3), which needs 4/9 of the products (Lavin & Gray 2015, arXiv:1509.09308), in bands of rows
     that stay in the cache; MLX's own way is to write every pixel's nine neighbours out, at nine times the memory.
     """
     _, height, width, channels = x.shape
     outputs = weight.shape[0]
-    if 9 * outputs <= channels:
-        return _conv3x3_few(x, weight) + shift[:, None, None, :]
-    tiles = ((height + 1) // 2) * ((width + 1) // 2)
-    if channels < 16 or tiles < TILES:
-        return mx.conv2d(x, weight, padding=1) + shift[:, None, None, :]
-    return _winograd(x, weight, shift)
+    tiles = height * width if twice else ((height + 1) // 2) * ((width + 1) // 2)
+    few = 9 * outputs <= channels
+    if not few and channels >= 16 and tiles >= TILES:
+        return _winograd(x, weight, shift, twice)
+    if twice:
+        x = mx.repeat(mx.repeat(x, 2, axis=1), 2, axis=2)
+    return (_conv3x3_few(x, weight) if few else mx.conv2d(x, weight, padding=1)) + shift[:, None, None, :]
 
 
 def _conv3x3_few(x: mx.array, weight: mx.array) -> mx.array:
@@ -208,8 +252,10 @@ def _conv3x3_few(x: mx.array, weight: mx.array) -> mx.array:
     return sum((padded[:, i : i + height, j : j + width, :, i, j] for i, j in places), start=mx.array(0.0))
 
 
-def _winograd(x: mx.array, weight: mx.array, shift: mx.array) -> mx.array:
+def _winograd(x: mx.array, weight: mx.array, shift: mx.array, twice: bool) -> mx.array:
     batch, height, width, channels = x.shape
+    if twice:
+        height, width = 2 * height, 2 * width
     outputs = weight.shape[0]
     high, wide = (height + 1) // 2, (width + 1) // 2  # tiles, each of 2x2 results
     out, filters = mx.zeros((batch, 2 * high, 2 * wide, outputs)), _filters(weight)
@@ -229,7 +275,11 @@ def _winograd(x: mx.array, weight: mx.array, shift: mx.array) -> mx.array:
             start = max(first, 0)
             rows = padded[: 2 * n + 2]
             rows[: start - first] = 0
-            rows[start - first : last - first, 1 : width + 1] = pixels[b, start:last]
+            inside = rows[start - first : last - first, 1 : width + 1]
+            if twice:
+                inside[:, 0::2] = inside[:, 1::2] = pixels[b, np.arange(start, last) // 2]
+            else:
+                inside[:] = pixels[b, start:last]
             rows[last - first :] = 0
             _tiles(rows, halves[:, :n], _view(tiles).reshape(4, 4, -1, wide, channels)[:, :, :n])
             products = tiles[:, : n * wide] @ filters
@@ -240,7 +290,7 @@ def _winograd(x: mx.array, weight: mx.array, shift: mx.array) -> mx.array:
                 shifts[b % len(shifts)],
             )
 
-    _share(len(bands), x.size, work)
+    _share(len(bands), out.size, work)
     return out if (2 * high, 2 * wide) == (height, width) else out[:, :height, :width]
 
 

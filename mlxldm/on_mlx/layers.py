@@ -40,13 +40,14 @@ def gated(x: mx.array, gate: mx.array) -> mx.array:
     return cpu.gelu(0.5 * x, gate) if _numpy(x) else _gated(x, gate)
 
 
-def affine(x: mx.array, scale: mx.array, shift: mx.array, act: bool) -> mx.array:
-    """x * scale + shift in float32, through SiLU if asked; x (B, H, W, C), scale and shift (B, C) float32."""
-    if act and x.shape[0] == 1 and _numpy(x):
-        return cpu.silu(x * scale, shift)
+def affine(x: mx.array, scale: mx.array, shift: mx.array, act: bool, spend: bool = False) -> mx.array:
+    """x * scale + shift in float32, through SiLU if asked; x (B, H, W, C), scale and shift (B, C) float32.
+
+    spend: nobody else needs x, and on a CPU its memory becomes the result's.
+    """
+    if _numpy(x):
+        return cpu.affine(x if spend else x + 0.0, scale, shift, act)
     scale, shift = scale[:, None, None, :], shift[:, None, None, :]
-    if act and _numpy(x):
-        return cpu.silu(x * scale + shift)
     return _affine_silu(x, scale, shift) if act else _affine(x, scale, shift)
 
 
@@ -123,11 +124,12 @@ class Conv2d(nn.Module):
         self.stride = stride
         self.padding = kernel // 2 if padding is None else padding
 
-    def __call__(self, x: mx.array, shift: mx.array | None = None) -> mx.array:
-        """shift: (1 or B, out), added to the bias."""
+    def __call__(self, x: mx.array, shift: mx.array | None = None, twice: bool = False) -> mx.array:
+        """shift: (1 or B, out), added to the bias. twice: of x with every pixel repeated, to twice its size."""
         bias = self.bias[None] if shift is None else self.bias + shift
         if self.weight.shape[1] == 3 and self.stride == self.padding == 1 and _numpy(x):
-            return cpu.conv3x3(x, self.weight, bias)
+            return cpu.conv3x3(x, self.weight, bias, twice)
+        x = doubled(x) if twice else x
         return mx.conv2d(x, self.weight, self.stride, self.padding) + bias[:, None, None, :]
 
 
@@ -145,12 +147,23 @@ class GroupNorm(nn.Module):
         self.groups = groups
         self.eps = eps
 
-    def __call__(self, x: mx.array, act: bool = False, extra: tuple[mx.array, mx.array] | None = None) -> mx.array:
-        """extra: (scale, shift), each (batch, channels), applied as y * (1 + scale) + shift before the activation."""
+    def __call__(
+        self,
+        x: mx.array,
+        act: bool = False,
+        extra: tuple[mx.array, mx.array] | None = None,
+        spend: bool = False,
+    ) -> mx.array:
+        """extra: (scale, shift), each (batch, channels), applied as y * (1 + scale) + shift before the activation.
+
+        spend: nobody else needs x, and on a CPU its memory becomes the result's.
+        """
         batch, _, _, channels = x.shape
-        x32 = x.astype(mx.float32)
-        mean = _picture_mean(x32)
-        square = _picture_mean(mx.square(x32))
+        if _numpy(x):
+            mean, square = cpu.moments(x)
+        else:
+            x32 = x.astype(mx.float32)
+            mean, square = _picture_mean(x32), _picture_mean(mx.square(x32))
         mean = mx.mean(mean.reshape(batch, self.groups, -1), axis=-1, keepdims=True)
         square = mx.mean(square.reshape(batch, self.groups, -1), axis=-1, keepdims=True)
         scale = mx.rsqrt(mx.maximum(square - mx.square(mean), 0.0) + self.eps)
@@ -161,7 +174,7 @@ class GroupNorm(nn.Module):
         if extra is not None:
             more = 1.0 + extra[0].astype(mx.float32)
             scale, shift = scale * more, shift * more + extra[1].astype(mx.float32)
-        return affine(x, scale, shift, act)
+        return affine(x, scale, shift, act, spend)
 
 
 def _picture_mean(x: mx.array) -> mx.array:
@@ -326,14 +339,27 @@ class Resnet(nn.Module):
         if self.resample is not None:
             x, y = self.resample(x), self.resample(y)
         if time is None:
-            y = self.norm2(self.conv1(y), act=True)
+            y = self.conv1(y)
+            y = self.norm2(y, act=True, spend=True)
         elif self.scale_shift:
             scale, shift = mx.split(self.time_emb_proj(time), 2, axis=-1)
-            y = self.norm2(self.conv1(y), act=True, extra=(scale, shift))
+            y = self.norm2(self.conv1(y), act=True, extra=(scale, shift), spend=True)
         else:
-            y = self.norm2(self.conv1(y, self.time_emb_proj(time)), act=True)
+            y = self.norm2(self.conv1(y, self.time_emb_proj(time)), act=True, spend=True)
         y = self.conv2(y)
         return (self.conv_shortcut(x) if "conv_shortcut" in self else x) + y
+
+    def spend(self, held: list[mx.array]) -> mx.array:
+        """A call without time, of the one array in `held`: it is taken out, and let go as early as can be."""
+        x = held.pop()
+        if "conv_shortcut" not in self or self.resample is not None or not _numpy(x):
+            return self(x)
+        shortcut = self.conv_shortcut(x)
+        mx.eval(shortcut)
+        x = self.norm1(x, act=True, spend=True)
+        x = self.conv1(x)
+        x = self.norm2(x, act=True, spend=True)
+        return shortcut + self.conv2(x)
 
 
 def halved(x: mx.array) -> mx.array:
@@ -371,10 +397,10 @@ class Upsample(nn.Module):
 
     def __call__(self, x: mx.array, size: tuple[int, int] | None = None) -> mx.array:
         """size: (height, width) wanted, between one less than double and double."""
-        x = doubled(x)
-        if size is not None and size != x.shape[1:3]:
-            x = x[:, : size[0], : size[1], :]
-        return self.conv(x)
+        _, height, width, _ = x.shape
+        if size in (None, (2 * height, 2 * width)):
+            return self.conv(x, twice=True)
+        return self.conv(doubled(x)[:, : size[0], : size[1], :])
 
 
 def per_level(value: Any, levels: int) -> tuple[Any, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -20,11 +22,9 @@ class MidBlock(nn.Module):
         if config.mid_block_add_attention:
             self.attentions = [PictureAttention(channels, 1, groups, EPS)]
 
-    def __call__(self, x: mx.array) -> mx.array:
-        x = self.resnets[0](x)
-        if "attentions" in self:
-            x = self.attentions[0](x)
-        return self.resnets[1](x)
+    def layers(self) -> list[nn.Module]:
+        """In the order the data meets them."""
+        return [self.resnets[0], *(self.attentions if "attentions" in self else []), self.resnets[1]]
 
 
 class Level(nn.Module):
@@ -36,12 +36,11 @@ class Level(nn.Module):
         if attends:
             self.attentions = [PictureAttention(outputs, 1, groups, EPS) for _ in range(layers)]
 
-    def __call__(self, x: mx.array) -> mx.array:
-        for i, resnet in enumerate(self.resnets):
-            x = resnet(x)
-            if "attentions" in self:
-                x = self.attentions[i](x)
-        return x
+    def layers(self) -> list[nn.Module]:
+        """In the order the data meets them."""
+        attentions = self.attentions if "attentions" in self else []
+        inside = [layer for i, resnet in enumerate(self.resnets) for layer in (resnet, *attentions[i : i + 1])]
+        return [*inside, *(self.get("downsamplers") or self.get("upsamplers") or [])]
 
 
 class DownBlock(Level):
@@ -54,10 +53,6 @@ class DownBlock(Level):
         if level < len(widths) - 1:
             self.downsamplers = [Downsample(channels, padding=0)]
 
-    def __call__(self, x: mx.array) -> mx.array:
-        x = super().__call__(x)
-        return self.downsamplers[0](x) if "downsamplers" in self else x
-
 
 class UpBlock(Level):
     """A level, then twice the size unless it is the last; place 0 is the lowest."""
@@ -68,10 +63,6 @@ class UpBlock(Level):
         super().__init__(before, channels, config.layers_per_block + 1, config.norm_num_groups, attends)
         if place < len(widths) - 1:
             self.upsamplers = [Upsample(channels)]
-
-    def __call__(self, x: mx.array) -> mx.array:
-        x = super().__call__(x)
-        return self.upsamplers[0](x) if "upsamplers" in self else x
 
 
 class Encoder(nn.Module):
@@ -87,10 +78,8 @@ class Encoder(nn.Module):
         self.conv_out = Conv2d(widths[-1], config.encoded)
 
     def __call__(self, x: mx.array) -> mx.array:
-        x = self.conv_in(x)
-        for block in self.down_blocks:
-            x = block(x)
-        return self.conv_out(self.conv_norm_out(self.mid_block(x), act=True))
+        x = _through([*self.down_blocks, self.mid_block], self.conv_in(x))
+        return self.conv_out(self.conv_norm_out(x, act=True, spend=True))
 
 
 class Decoder(nn.Module):
@@ -106,10 +95,17 @@ class Decoder(nn.Module):
         self.conv_out = Conv2d(widths[-1], config.out_channels)
 
     def __call__(self, x: mx.array) -> mx.array:
-        x = self.mid_block(self.conv_in(x))
-        for block in self.up_blocks:
-            x = block(x)
-        return self.conv_out(self.conv_norm_out(x, act=True))
+        x = _through([self.mid_block, *self.up_blocks], self.conv_in(x))
+        return self.conv_out(self.conv_norm_out(x, act=True, spend=True))
+
+
+def _through(blocks: list[Any], x: mx.array) -> mx.array:
+    """x through every layer of the blocks; no array is held longer than it is needed."""
+    held = [x]
+    del x
+    for layer in [layer for block in blocks for layer in block.layers()]:
+        held.append(layer.spend(held) if isinstance(layer, Resnet) else layer(held.pop()))
+    return held.pop()
 
 
 class Autoencoder(nn.Module):

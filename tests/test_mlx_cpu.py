@@ -90,3 +90,33 @@ def test_a_convolution_to_few_channels_is_the_convolution():
     shift = mx.array(draw((1, 4)).astype(np.float32))
     found = cpu.conv3x3(x, weight, shift)
     assert np.allclose(found, mx.conv2d(x, weight, padding=1) + shift[:, None, None, :], atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 16, 16), (2, 9, 21, 18), (1, 12, 12, 8), (1, 3, 3, 32), (1, 13, 11, 64)])
+@pytest.mark.parametrize("band", [1, 1 << 23])
+def test_a_convolution_of_repeated_pixels_is_one_of_the_repeated_picture(shape, band, monkeypatch):
+    monkeypatch.setattr(cpu, "BAND", band)
+    draw = np.random.RandomState(0).standard_normal
+    x, shift = mx.array(draw(shape).astype(np.float32)), mx.array(draw((1, 7)).astype(np.float32))
+    weight = mx.array(draw((7, 3, 3, shape[-1])).astype(np.float32))
+    found = cpu.conv3x3(x, weight, shift, twice=True)
+    expected = mx.conv2d(layers.doubled(x), weight, padding=1) + shift
+    assert np.allclose(found, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 7, 12), (3, 33, 2, 6), (1, 1, 2, cpu.BLOCK + 8)])
+@pytest.mark.parametrize("act", [False, True])
+def test_a_norm_is_the_same_in_its_own_memory_and_in_another(shape, act):
+    draw = np.random.RandomState(0).standard_normal
+    x = mx.array((0.3 + draw(shape)).astype(np.float32))
+    norm = layers.GroupNorm(2, shape[-1], 1e-6)
+    norm.weight, norm.bias = (mx.array(draw(shape[-1]).astype(np.float32)) for _ in range(2))
+    values = np.array(x).astype(np.float64).reshape(shape[0], -1, 2, shape[-1] // 2)
+    values = (values - values.mean(axis=(1, 3), keepdims=True)) / np.sqrt(values.var(axis=(1, 3), keepdims=True) + 1e-6)
+    expected = values.reshape(shape) * np.array(norm.weight) + np.array(norm.bias)
+    expected = expected * sigmoid(expected) if act else expected
+    before = np.array(x)
+    kept = np.array(norm(x, act=act))
+    assert np.array_equal(np.array(x), before)
+    assert np.allclose(kept, expected, atol=2e-4)
+    assert np.array_equal(np.array(norm(x, act=act, spend=True)), kept)

@@ -128,6 +128,39 @@ def test_autoencoder(loaded, theirs, torch):
     torch.testing.assert_close(model.decode(latent), picture, atol=5e-5, rtol=0)
 
 
+@pytest.mark.parametrize("rows", [1, 3, 8, 100])
+def test_upsampling_in_bands_is_upsampling(rows, torch, monkeypatch):
+    from diffusers.models.upsampling import Upsample2D
+
+    from mlxldm.on_torch import blocks
+
+    torch.manual_seed(0)
+    theirs = Upsample2D(6, use_conv=True).requires_grad_(False)
+    x = torch.randn(2, 6, 8, 5).contiguous(memory_format=torch.channels_last)
+    monkeypatch.setattr(blocks, "BAND", rows * 2 * 4 * 6 * 5 * 4)
+    torch.testing.assert_close(blocks.Upsample(theirs)(x), theirs(x))
+
+
+@pytest.mark.parametrize("groups", [1, 4, 12, 24])
+@pytest.mark.parametrize("act", [False, True])
+def test_a_norm_is_the_same_in_its_own_memory_and_in_another(groups, act, torch):
+    from mlxldm.on_torch import blocks
+
+    torch.manual_seed(0)
+    norm = torch.nn.GroupNorm(groups, 24).requires_grad_(False)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x, add = torch.randn(2, 24, 5, 7).contiguous(memory_format=torch.channels_last), torch.randn(2, 24)
+    wanted = norm(x + add[:, :, None, None])
+    wanted = torch.nn.functional.silu(wanted) if act else wanted
+    own, before = blocks.NormAct(norm, act), x.clone()
+    torch.testing.assert_close(own(x, add), wanted)
+    assert torch.equal(x, before)
+    found = own(x, add, spend=True)
+    torch.testing.assert_close(found, wanted)
+    assert found.data_ptr() == x.data_ptr()
+
+
 def test_convolutions_are_channels_last_views_of_what_was_read(loaded, torch):
     model = loaded()
     convolutions = [m for part in (model._unet, model._vae) for m in part.modules() if isinstance(m, torch.nn.Conv2d)]

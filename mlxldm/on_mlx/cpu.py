@@ -138,7 +138,7 @@ def moments(x: mx.array) -> tuple[mx.array, mx.array]:
                 sums[1, b] += t.sum(axis=0)
         return sums
 
-    mean, square = sum(_share(pictures.shape[1], x.size, work), start=np.float64(0)) / pictures.shape[1]
+    mean, square = np.sum(_share(pictures.shape[1], x.size, work), axis=0) / pictures.shape[1]
     return mx.array(mean.astype(np.float32)), mx.array(square.astype(np.float32))
 
 
@@ -214,6 +214,7 @@ def attend(q: mx.array, k: mx.array, v: mx.array, scale: float, piece: int = PIE
                 scores = q[b, h : h + some, i : i + rows] @ keys[b, h : h + some]
                 total = _exponentials(scores)
                 parts.append((scores @ v[b, h : h + some]) * mx.array(1.0 / total))
+                mx.eval(parts[-1])  # or the scores of all pieces would wait together
             outputs.append(parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1))
             mx.eval(outputs[-1])
         return outputs

@@ -25,13 +25,18 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
+from diffusers.models.autoencoders.vae import Decoder, Encoder
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel, Transformer2DModelOutput
+from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2D
+from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from . import kernels
 
 log = logging.getLogger(__name__)
+
+BAND = 1 << 26  # bytes of repeated pixels at a time: much less than a large picture, enough to keep a GPU busy
 
 
 def _fast(weight: Tensor) -> bool:
@@ -48,13 +53,23 @@ class NormAct(nn.Module):
         self.groups, self.eps, self.act = norm.num_groups, norm.eps, act
         self.fast = _fast(norm.weight)
 
-    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, add: Tensor | None = None, spend: bool = False) -> Tensor:
+        """spend: nobody else needs x, and its memory becomes the result's."""
         if self.fast:
-            return kernels.norm_act(x, self.groups, self.weight, self.bias, self.eps, self.act, add)
+            return kernels.norm_act(x, self.groups, self.weight, self.bias, self.eps, self.act, add, spend)
         if add is not None:
-            x = x + add[:, :, None, None]
-        y = F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
-        return F.silu(y, inplace=True) if self.act else y
+            x = x.add_(add[:, :, None, None]) if spend else x + add[:, :, None, None]
+        if not spend:
+            y = F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+            return F.silu(y, inplace=True) if self.act else y
+        some = max(1, self.groups // 8)  # groups at a time: the second array is an eighth of x
+        width = x.shape[1] // self.groups
+        for first in range(0, self.groups, some):
+            part = slice(first * width, min(first + some, self.groups) * width)
+            weight, bias = self.weight[part], self.bias[part]
+            y = F.group_norm(x[:, part], len(weight) // width, weight, bias, self.eps)
+            x[:, part] = F.silu(y, inplace=True) if self.act else y
+        return x
 
 
 def pixels(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -83,10 +98,21 @@ class Resnet(nn.Module):
         if self.resample is not None:
             x, h = self.resample(x), self.resample(h)
         h = self.conv1(h)
-        h = self.conv2(self.norm2(h, None if self.rows is None or temb is None else temb[:, self.rows]))
+        h = self.conv2(self.norm2(h, None if self.rows is None or temb is None else temb[:, self.rows], spend=True))
         if self.conv_shortcut is not None:
             x = pixels(x, self.conv_shortcut.weight, self.conv_shortcut.bias)
         return h.add_(x)
+
+    def spend(self, held: list[Tensor]) -> Tensor:
+        """`forward` without time, of the one tensor in `held`: it is taken out, and let go as early as can be."""
+        if self.conv_shortcut is None or self.resample is not None:
+            return self(held.pop())
+        x = held.pop()
+        shortcut = pixels(x, self.conv_shortcut.weight, self.conv_shortcut.bias)
+        x = self.norm1(x, spend=True)
+        x = self.conv1(x)
+        x = self.norm2(x, spend=True)
+        return self.conv2(x).add_(shortcut)
 
 
 class TimeProjections(nn.Module):
@@ -210,6 +236,57 @@ class PictureAttention(nn.Module):
         return self.attn(tokens).reshape(n, h, w, -1).permute(0, 3, 1, 2) + x
 
 
+class Upsample(nn.Module):
+    """Every pixel four times, then the convolution: in bands of rows, so that the repeated picture never exists."""
+
+    def __init__(self, old: Upsample2D):
+        super().__init__()
+        self.conv = old.conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        rows = max(1, BAND // (n * 4 * c * w * x.element_size()))
+        if rows >= h:
+            return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        out = x.new_empty((n, self.conv.out_channels, 2 * h, 2 * w)).to(memory_format=torch.channels_last)
+        for top in range(0, h, rows):
+            end = min(top + rows, h)
+            above, below = int(top > 0), int(end < h)  # a row of neighbours on each side, where there is one
+            band = F.interpolate(x[:, :, top - above : end + below], scale_factor=2.0, mode="nearest")
+            band = self.conv(band)[:, :, 2 * above :]
+            out[:, :, 2 * top : 2 * end] = band[:, :, : 2 * (end - top)]
+        return out
+
+
+class Straight(nn.Module):
+    """An encoder's or a decoder's layers in one row: no tensor is held longer than it is needed."""
+
+    def __init__(self, part: Encoder | Decoder):
+        super().__init__()
+        blocks = [part.mid_block, *part.up_blocks] if isinstance(part, Decoder) else [*part.down_blocks, part.mid_block]
+        layers = [part.conv_in, *(layer for block in blocks for layer in _layers(block))]
+        self.layers = nn.ModuleList(layers)
+        self.norm, self.conv_out = NormAct(part.conv_norm_out, True), part.conv_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        held = [x]
+        del x
+        for layer in self.layers:
+            held.append(layer.spend(held) if isinstance(layer, Resnet) else layer(held.pop()))
+        held.append(self.norm(held.pop(), spend=True))
+        return self.conv_out(held.pop())
+
+
+def _layers(block: nn.Module) -> list[nn.Module]:
+    """A block's layers in the order the data meets them; the middle's first residual block has no attention after."""
+    resnets, attentions = list(block.resnets), list(getattr(block, "attentions", None) or [])
+    if isinstance(block, UNetMidBlock2D):
+        return [resnets[0], *(a for a in attentions if a is not None), resnets[1]]
+    inside = [layer for i, resnet in enumerate(resnets) for layer in (resnet, *attentions[i : i + 1])]
+    ends = getattr(block, "downsamplers", None) or getattr(block, "upsamplers", None) or []
+    return [*inside, *(Upsample(end) if isinstance(end, Upsample2D) else end for end in ends)]
+
+
 # Putting them in.
 
 
@@ -262,8 +339,7 @@ def quicken_vae(vae: AutoencoderKL | VQModel) -> None:
     assert all(_plain(module) for module in vae.modules() if isinstance(module, ResnetBlock2D))
     _replace(vae, ResnetBlock2D, Resnet)
     _replace(vae, Attention, PictureAttention)
-    _quicken_end(vae.encoder)
-    _quicken_end(vae.decoder)
+    vae.encoder, vae.decoder = Straight(vae.encoder), Straight(vae.decoder)
 
 
 def text_attentions(unet: UNet2DConditionModel) -> list[TextAttention]:

@@ -119,12 +119,22 @@ if triton is not None:
 
 
 def norm_act(
-    x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, act: bool, add: Tensor | None = None
+    x: Tensor,
+    groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    act: bool,
+    add: Tensor | None = None,
+    spend: bool = False,
 ) -> Tensor:
-    """GroupNorm of x + add, then SiLU if `act`; x (N, C, H, W) channels_last, add (N, C) or None."""
+    """GroupNorm of x + add, then SiLU if `act`; x (N, C, H, W) channels_last, add (N, C) or None.
+
+    spend: nobody else needs x, and its memory becomes the result's.
+    """
     n, c, h, w = x.shape
     x = x.contiguous(memory_format=torch.channels_last)
-    y = torch.empty_like(x)
+    y = x if spend else torch.empty_like(x)
     hw, tiles = h * w, triton.cdiv(c, CHANNELS)
     # enough programs for a large GPU, few partial sums, and whole tiles
     splits = max(1, min(triton.cdiv(hw, PIXELS), 512 // (n * tiles)))

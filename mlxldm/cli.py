@@ -195,7 +195,10 @@ def _generate(args: argparse.Namespace) -> int:
 
     from .generate import Step, generate, resolve
     from .picture import check_writable, save_png
+    from .tasks import task_of
 
+    if args.prompt is None and args.job is None and "prompt" not in task_of(folder.manifest).LEAVES:
+        raise UserError('What should be drawn? Give a prompt: mlxldm generate "a lighthouse at dusk".')
     job = resolve(wish, folder.manifest)
     check_prompts(folder, job)
     outputs = _outputs(args.output, job)
@@ -251,8 +254,6 @@ def _wish(args: argparse.Namespace) -> Job:
         given["boxes"] = (boxes.read(args.boxes) if args.boxes else ()) + tuple(map(boxes.from_text, args.box or ()))
     if args.job is not None:
         return _recorded(args.job, given)
-    if "prompt" not in given:
-        raise UserError('What should be drawn? Give a prompt: mlxldm generate "a lighthouse at dusk".')
     return Job(**given)
 
 

@@ -26,7 +26,7 @@ from .picture import load_image, load_mask, size_of
 from .samplers import CFGPP, SAMPLERS, Array
 from .schedule import SPACINGS, Plan, Schedule
 from .tasks import Inputs, Task, task_of
-from .tasks.base import GUIDANCE, OPTIONAL
+from .tasks.base import GUIDANCE, OPTIONAL, USUAL
 
 if TYPE_CHECKING:
     from .backend import Model
@@ -107,8 +107,7 @@ def resolve(job: Job, manifest: Manifest) -> Job:
 
 
 def _check_channels(task: type[Task], manifest: Manifest) -> None:
-    latents = manifest.vae.latent_channels
-    wanted = latents + task.MORE + task.MORE_LATENTS * latents
+    wanted = task.channels(manifest)
     if manifest.denoiser.in_channels != wanted:
         raise UserError(
             f"{manifest.name} takes {manifest.denoiser.in_channels} channels where a model for {manifest.task} takes "
@@ -120,6 +119,9 @@ def _check_taken(task: type[Task], job: Job, manifest: Manifest) -> None:
     for name, (what, who) in OPTIONAL.items():
         if getattr(job, name) is not None and name not in task.TAKES:
             raise UserError(f"The job has {what}, which {who}; {manifest.name} is none: leave it out.")
+    for name, what in USUAL.items():
+        if name in task.LEAVES and getattr(job, name) not in (None, ""):
+            raise UserError(f"The job has {what}, but {manifest.name} {task.DRAWS}: leave it out.")
 
 
 def _check_plain(job: Job) -> None:
@@ -193,7 +195,7 @@ def _pictures(model: Model, job: Job) -> Iterator[Step | Picture]:
     plan = _plan(job, model.manifest)
     factor = model.manifest.vae.factor
     shape = (1, job.height // factor, job.width // factor, model.manifest.vae.latent_channels)
-    task = task_of(model.manifest)(model, job, plan, _inputs(job))
+    task = task_of(model.manifest)(model, job, plan, _inputs(job, model.manifest))
     for index in range(job.count):
         began = time.perf_counter()
         noise = Noise(job.seed + index, job.noise)
@@ -210,15 +212,16 @@ def _pictures(model: Model, job: Job) -> Iterator[Step | Picture]:
             yield Step(index, step, plan.steps, plan.sigmas[step - 1], guess, time.perf_counter() - clock)
             clock = time.perf_counter()
 
-        pixels = _bytes(model.numpy(model.decode(start.finish(x * plan.end_scale))))
+        pixels = _bytes(task.shown(model.numpy(model.decode(start.finish(x * plan.end_scale)))))
         own = job.replace(seed=job.seed + index, count=1)
         yield Picture(index, pixels, own, time.perf_counter() - began)
 
 
-def _inputs(job: Job) -> Inputs:
+def _inputs(job: Job, manifest: Manifest) -> Inputs:
     """The job's pictures, read."""
     assert job.width is not None and job.height is not None
-    image = None if job.image is None else load_image(job.image, job.width, job.height)
+    scale = manifest.vae.factor if task_of(manifest).SMALL else 1
+    image = None if job.image is None else load_image(job.image, job.width // scale, job.height // scale)
     mask = None if job.mask is None else load_mask(job.mask, job.width, job.height, 1)
     return Inputs(image, mask)
 

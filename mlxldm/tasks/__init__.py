@@ -10,28 +10,40 @@ from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from .base import Inputs, Start, Task
+from .classes import ClassToImage
 from .depth import Depth
 from .edit import Edit
+from .enlarge import Enlarge
+from .fill import Fill
 from .inpaint import Inpaint
+from .layout import Layout
 from .paint import Paint
+from .retrieve import Retrieve
+from .semantic import Semantic
+from .unconditional import Unconditional
 
 if TYPE_CHECKING:
     from ..folder import Manifest
 
 __all__ = ["Inputs", "Start", "Task", "task_of"]
 
-TASKS: dict[str, type[Task]] = {"text-to-image": Paint, "inpaint": Inpaint, "edit": Edit, "depth": Depth}
+TASKS: dict[str, type[Task]] = {
+    "text-to-image": Paint,
+    "inpaint": Inpaint,
+    "edit": Edit,
+    "depth": Depth,
+    "unconditional": Unconditional,
+    "class-to-image": ClassToImage,
+    "super-resolution": Enlarge,
+    "semantic": Semantic,
+    "layout": Layout,
+    "retrieval": Retrieve,
+}
 
 # Models that open and convert, and wait for the code that draws with them: what each is for.
 WAITING = {
     "refine": "refining pictures of Stable Diffusion XL",
     "upscale": "making small pictures four times as large",
-    "unconditional": "pictures of one kind, of nothing that is asked for",
-    "class-to-image": "pictures of a class",
-    "super-resolution": "making small pictures four times as large",
-    "semantic": "pictures of a map of labels",
-    "layout": "pictures of boxes with labels",
-    "retrieval": "pictures like others that are found for a text",
 }
 
 
@@ -44,17 +56,12 @@ def task_of(manifest: Manifest) -> type[Task]:
             f"beside a whole model comes with a later version."
         )
     what = WAITING.get(manifest.task)
-    if manifest.family == "ldm-inpaint":
-        what = "inpainting without words"
     if (manifest.family, manifest.task) == ("sdxl", "edit"):
         what = "editing pictures as told, of the Stable Diffusion XL kind"
     if what is not None:
         raise UserError(
             f"{manifest.name} is a model for {what}: it opens and converts, but this version does not draw with it."
         )
-    if manifest.family in ("ldm-text", "ldm-text256"):
-        raise UserError(
-            f"{manifest.name} is one of the first latent diffusion models: it opens and converts, but this version "
-            f"does not draw with it."
-        )
+    if manifest.task == "inpaint" and "text" not in manifest.parts:
+        return Fill
     return TASKS[manifest.task]

@@ -36,13 +36,21 @@ OPTIONAL = {
 
 
 GUIDANCE = frozenset(("guidance_rescale", "guidance_start", "guidance_stop"))  # what `Task.lead` does
+# What most models take, and not all.
+USUAL = {
+    "prompt": "a prompt",
+    "negative": "a negative prompt",
+    "image": "an image",
+    "strength": "a strength",
+    "mask": "a mask",
+}
 
 
 @dataclass(frozen=True)
 class Inputs:
     """A job's pictures, read and brought to its size."""
 
-    image: np.ndarray | None = None  # (1, H, W, 3) float32 in [-1, 1]
+    image: np.ndarray | None = None  # (1, H, W, 3) float32 in [-1, 1]; at the latents' size for tasks that say so
     mask: np.ndarray | None = None  # (1, H, W, 1) float32: 1 is painted anew, 0 stays
 
 
@@ -62,9 +70,18 @@ class Start:
 class Task:
     """A resolved job at work on a loaded model. Making one reads the words and pictures, once for all its pictures."""
 
+    DRAWS: ClassVar[str] = ""  # what a model for it does, as the end of a sentence; said where a job does not fit
     TAKES: ClassVar[frozenset[str]] = frozenset()  # the fields of `OPTIONAL` that it takes
+    LEAVES: ClassVar[frozenset[str]] = frozenset()  # the fields of `USUAL` that it has no use for
+    SMALL: ClassVar[bool] = False  # whether its image is read at the size of the latents
     MORE: ClassVar[int] = 0  # channels that the network takes beside the latents, without those below
     MORE_LATENTS: ClassVar[int] = 0  # ... and how many times as many as the latents have
+
+    @classmethod
+    def channels(cls, manifest: Manifest) -> int:
+        """How many channels the network takes."""
+        latents = manifest.vae.latent_channels
+        return latents + cls.MORE + cls.MORE_LATENTS * latents
 
     @classmethod
     def check(cls, job: Job, manifest: Manifest) -> Job:
@@ -72,15 +89,24 @@ class Task:
         return job
 
     @classmethod
+    def like(cls, job: Job, manifest: Manifest) -> tuple[int, int] | None:
+        """Width and height that the input picture asks for, in pixels; None without one."""
+        return None if job.image is None else size_of(job.image)
+
+    @classmethod
     def size(cls, job: Job, manifest: Manifest) -> tuple[int, int]:
         """Width and height in pixels: as asked, else the input picture's (cut to whole latents), else the model's."""
         unit = max(8, manifest.vae.factor)
+        if manifest.denoiser.diffusers == "UNet2DModel":  # which halves its latents, and knows no halves of them
+            unit = max(unit, manifest.vae.factor * 2 ** (manifest.denoiser.levels - 1))
         width, height = job.width, job.height
-        if job.image is not None:
-            image = [side // unit * unit for side in size_of(job.image)]
+        like = cls.like(job, manifest)
+        if like is not None:
+            image = [side // unit * unit for side in like]
             if min(image) == 0 and None in (width, height):
                 raise UserError(
-                    f"{job.image!r} is smaller than {unit} × {unit} pixels; give a larger picture or a size."
+                    f"{job.image or job.semantic!r} is smaller than {unit} × {unit} pixels; give a larger picture or a "
+                    f"size."
                 )
             width = image[0] if width is None else width
             height = image[1] if height is None else height
@@ -102,6 +128,10 @@ class Task:
     def start(self, draw: Draw) -> Start:
         """How one picture begins; `draw()` gives its normal numbers (1, h, w, c), in diffusers' order."""
         raise NotImplementedError
+
+    def shown(self, pixels: np.ndarray) -> np.ndarray:
+        """The picture to show, for one that was decoded: both (1, H, W, 3) in [-1, 1]."""
+        return pixels
 
     # What most of them do.
 

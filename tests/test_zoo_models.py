@@ -330,6 +330,24 @@ def test_packed_and_padded_as_on_a_gpu_a_unet_computes_the_same(name, zoo, tmp_p
     assert error(np.array(found), np.array(expected)) <= 5e-3
 
 
+@pytest.mark.parametrize("name", ["ldm-classes", "ldm-sr"])
+def test_in_one_batch_as_on_a_gpu_the_guesses_are_the_same(name, zoo, monkeypatch):
+    model, plan = zoo(name, "mlx"), MODELS[name].unet
+    x, more = model.array(drawn(1, 8, 8, plan.gives)), model.array(drawn(1, 8, 8, plan.takes - plan.gives))
+    told = [model.array(drawn(1, 1, 64, seed=i)) if plan.context else None for i in (1, 2)]
+
+    def guesses() -> list[np.ndarray]:
+        both = model.predict(x, 321.0, model.condition(*told), more if more.size else None)
+        return [model.numpy(guess) for guess in both if guess is not None]
+
+    expected = guesses()
+    monkeypatch.setattr(model, "_gpu", True)
+    with form(is_gpu=True):
+        found = guesses()
+    assert len(found) == len(expected) == (2 if plan.context else 1)
+    assert max(map(error, found, expected)) <= ENOUGH
+
+
 def test_the_nearest_of_many_codes_is_the_nearest():
     """As many codes as are published, so that the places are cut; against float64."""
     x, table = drawn(2, 30, 40, 3), drawn(8192, 3, seed=1)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Interval:
     """The noise levels at which to guide: above `low`, and up to `high`. Elsewhere the model is given `alone`.
 
-    Guidance at the noisiest levels makes pictures alike, and at the last it does nothing (Kynkäänniemi et al. 2024,
+    Guidance at the noisiest levels makes pictures alike, and at the last ones does little (Kynkäänniemi et al. 2024,
     https://arxiv.org/abs/2404.07724). `alone` is the prompt without a negative one, which takes half the time.
     """
 

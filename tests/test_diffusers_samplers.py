@@ -219,7 +219,7 @@ def test_the_latents_are_diffusers(sampler, spacing, prediction):
         ("euler dpmpp_2s", ("model",), {"use_exponential_sigmas": True}),
         ("euler dpmpp_2m", ("model",), {f"use_{CURVES[-1]}_sigmas": True}),
         ("dpmpp_2m dpmpp_2m_sde unipc", ("model",), {"use_lu_lambdas": True}),  # unipc's class takes no notice
-        ("euler heun lms dpm2_a dpmpp_2m unipc deis", CURVES, {"sigma_min": 0.05, "sigma_max": 9.0}),
+        ("euler heun lms dpm2_a dpmpp_2s dpmpp_2m dpmpp_sde unipc deis", CURVES, {"sigma_min": 0.05, "sigma_max": 9.0}),
         ("lcm", ("model",), {"original_inference_steps": 20, "timestep_scaling": 5.0}),
         ("tcd", ("model",), {"original_inference_steps": 100}),
         ("ddim euler dpmpp_2m", PLAIN, {"num_train_timesteps": 400}),

@@ -123,6 +123,9 @@ def _xl_cases() -> list[Case]:
         Case("euler", kind="sdxl", guidance=1.0, task="image", strength=0.8),
         Case("euler_a", kind="sdxl", guidance=1.0, task="mask", strength=1.0),
     ]
+    # as distilled models are drawn: SDXL-Turbo, SDXL-Lightning, Hyper-SD, LCM, TCD
+    for sampler, guidance, steps in (("euler_a", 0, 1), ("euler", 0, 4), ("ddim", 0, 2), ("lcm", 1, 4), ("tcd", 0, 4)):
+        cases.append(Case(sampler, "trailing", kind="sdxl", guidance=float(guidance), steps=steps))
     return cases
 
 

@@ -75,6 +75,10 @@ class _Wish:
         self.left.append(what)
 
     def found(self, model_hash: Any = None) -> Found:
+        guidance = self.values.get("guidance", 0.0)
+        if str(self.values.get("sampler")).endswith("_cfgpp") and guidance > 1:
+            self.leave(f"guidance {guidance:g}, which CFG++ counts otherwise there")
+            del self.values["guidance"]
         seed = self.values.get("seed")
         if seed is not None and not 0 <= seed < 2**64:
             self.leave(f"seed {seed}")

@@ -79,6 +79,8 @@ def test_a1111s_text():
         ("CFG scale: nan", {"guidance": None}, ["guidance nan"]),
         ('Model: "a, b: c"', {"model": "a, b: c"}, []),
         ("ENSD: 31337", {}, ["ENSD 31337"]),
+        ("Sampler: DDIM CFG++, CFG scale: 7", {"sampler": "ddim_cfgpp", "guidance": None},
+         ["guidance 7, which CFG++ counts otherwise there"]),
     ],
 )
 def test_settings_of_a1111(settings, job, left):

@@ -401,8 +401,3 @@ class Upsample(nn.Module):
         if size in (None, (2 * height, 2 * width)):
             return self.conv(x, twice=True)
         return self.conv(doubled(x)[:, : size[0], : size[1], :])
-
-
-def per_level(value: Any, levels: int) -> tuple[Any, ...]:
-    """A setting that may be one for all levels or one for each."""
-    return tuple(value) if isinstance(value, (list, tuple)) else (value,) * levels

@@ -170,7 +170,7 @@ def _generate_arguments(parser: Parser) -> None:
     other.add_argument("--semantic", metavar="PNG", help="for models that take one: a map of labels (COCO-Stuff's)")
     other.add_argument("--database", metavar="FOLDER", help="for models that look at pictures: where to find some")
     other.add_argument("--neighbours", type=whole, metavar="N", help="how many of them to look at; default 10")
-    other.add_argument("--clip", metavar="FOLDER", help="the CLIP (ViT-L/14) that finds them, as transformers has it")
+    other.add_argument("--clip", metavar="FOLDER|ID", help="the CLIP that finds them: openai/clip-vit-large-patch14")
     start.add_argument("--job", metavar="JSON|PICTURE",
                        help="a job in JSON, or a picture to make again, of ours or another program's")  # fmt: skip
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from .config import ClipTextConfig, ClipVisionConfig
 from .errors import UserError
 from .folder import Manifest, Packed, check, member, read_json, tokenizer_files
+from .hub import snapshot
 from .tensors import Tensor, TensorFile, shown
 from .tokenizer import ClipTokenizer
 
@@ -96,15 +98,24 @@ class ClipFolder:
         return {}
 
 
-def open_clip(path: str) -> ClipFolder:
-    """The CLIP in a folder; every weight that its config implies is there, or a UserError says what is not."""
-    folder = Path(path).expanduser()
+def open_clip(name: str) -> ClipFolder:
+    """The CLIP in a folder, or of a hub id in the hub's cache.
+
+    Every weight that its config implies is there, or a UserError says what is not.
+    """
+    folder = Path(name).expanduser()
     if not folder.is_dir():
-        raise UserError(f"There is no folder {path!r}: give one with a CLIP, such as openai/clip-vit-large-patch14.")
+        known = snapshot(name) if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else None
+        if known is None:
+            raise UserError(
+                f"There is no folder {name!r}, nor a model of that id in the hub's cache: give one with a CLIP, or get "
+                f"it with: hf download openai/clip-vit-large-patch14"
+            )
+        folder = known
     try:
         return ClipFolder(folder)
     except OSError as error:
-        raise UserError(f"{shown(error.filename or path)} cannot be read: {error.strerror or error}.") from None
+        raise UserError(f"{shown(error.filename or name)} cannot be read: {error.strerror or error}.") from None
 
 
 def _file(folder: Path, name: str) -> Path:

@@ -260,21 +260,27 @@ def cached(name: str) -> Path | None:
     That is the snapshot; the file itself where the snapshot holds one single-file checkpoint. Of several none is
     preferred (UserError).
     """
+    repo, file = parted(name) or (name, None)
+    folder = snapshot(repo)
+    if folder is None:
+        return None
+    if file:
+        return folder / file if (folder / file).is_file() else None
+    file = checkpoint(repo, {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()})
+    return folder / file if file else folder
+
+
+def snapshot(repo: str) -> Path | None:
+    """The folder of owner/name in the hub's cache as it was last fetched, whole or not; or None. Asks nobody."""
     from huggingface_hub import constants
 
-    repo, file = parted(name) or (name, None)
     storage = Path(constants.HF_HUB_CACHE).expanduser() / ("models--" + repo.replace("/", "--"))
     try:
         commit = (storage / "refs" / "main").read_text().strip()
     except OSError:
         return None
-    snapshot = storage / "snapshots" / commit
-    if not re.fullmatch(r"[\w.-]+", commit) or not snapshot.is_dir():
-        return None
-    if file:
-        return snapshot / file if (snapshot / file).is_file() else None
-    file = checkpoint(repo, {path.name: path.stat().st_size for path in snapshot.iterdir() if path.is_file()})
-    return snapshot / file if file else snapshot
+    folder = storage / "snapshots" / commit
+    return folder if re.fullmatch(r"[\w.-]+", commit) and folder.is_dir() else None
 
 
 def pull(text: str, progress: Progress | None = None) -> Path:

@@ -51,7 +51,7 @@ class Job:
     semantic: str | None = None  # path of a map of labels: for models that take one
     database: str | None = None  # path of a folder of pictures: for models that look at some while they draw
     neighbours: int | None = None  # how many of them
-    clip: str | None = None  # path of the CLIP that finds them
+    clip: str | None = None  # the CLIP that finds them: path of its folder, or hub id
     noise: str = "torch-cpu"  # whose random numbers: torch's CPU generator, or an NVIDIA GPU's
 
     @classmethod

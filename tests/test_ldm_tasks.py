@@ -289,6 +289,16 @@ def test_every_task_goes_with_every_kind_of_sampler(name, zoo, files):
     assert psnr(found[0], drawn(zoo(name, "mlx"), job_of(name, files))) <= APART
 
 
+@pytest.mark.parametrize("name", ["ldm-classes-v2", "ldm-retrieval"])
+def test_guidance_goes_every_way_without_words_too(name, zoo, files):
+    plain = drawn(zoo(name, "mlx"), job_of(name, files))
+    for change in ({"sampler": "ddim_cfgpp", "guidance": 0.5}, {"guidance_start": 0.5}, {"guidance_rescale": 0.9}):
+        job = job_of(name, files, **change)
+        found = [drawn(zoo(name, which), job) for which in BACKENDS]
+        assert psnr(*found) >= BAR, change
+        assert psnr(found[0], plain) <= APART, change
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # diffusers' pipelines
 
@@ -407,6 +417,10 @@ WRONG = [
     ("ldm-classes", {"prompt": "dog"}, "has a prompt, but .* draws pictures of a class"),
     ("ldm-classes", {"image": "picture", "mask": "mask"}, "has an image, but .* draws pictures of a class"),
     ("ldm-classes", {"guidance": 3.0}, "not learned to draw without a class"),
+    ("ldm-classes", {"sampler": "euler_cfgpp"}, "not learned to draw without a class"),
+    ("ldm-classes", {"guidance_start": 0.5}, "has a guidance start, but a guidance of 1 is none"),
+    ("ldm-semantic", {"sampler": "euler_cfgpp"}, "euler_cfgpp is for models that are guided"),
+    ("ldm-sr", {"guidance_rescale": 0.5}, "has a guidance rescale, which only models that are guided"),
     ("ldm-classes-v2", {"boxes": box(0, 0, 1, 1)}, "has boxes, which only models that draw by boxes take"),
     ("ldm-layout", {"boxes": None}, "say what is where"),
     ("ldm-layout", {"boxes": ()}, "say what is where"),

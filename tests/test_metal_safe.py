@@ -14,19 +14,24 @@ import pytest
 from golden.make import ALONE, BERT, CLIP, RESCALER, UNETS, VAES, VQ, given
 from weights import ArrayFolder, random
 
-from mlxldm.config import BertConfig, ClipTextConfig, RescalerConfig, UNetConfig, VaeConfig, VqConfig
+from mlxldm.config import BertConfig, ClipTextConfig, ClipVisionConfig, RescalerConfig, UNetConfig, VaeConfig, VqConfig
 
 pytest.importorskip("mlxldm.on_mlx", reason="MLX is not installed")
 import mlxldm.on_mlx  # noqa: E402, F401, I001  (before mlx.core: brings the fast BLAS)
 import mlx.core as mx  # noqa: E402
 from mlxldm.on_mlx.bert import BertText  # noqa: E402
 from mlxldm.on_mlx.clip import ClipText  # noqa: E402
+from mlxldm.on_mlx.clip_vision import ClipVision  # noqa: E402
 from mlxldm.on_mlx.device import form  # noqa: E402
 from mlxldm.on_mlx.model import fill, pad_heads  # noqa: E402
 from mlxldm.on_mlx.told import Rescaler  # noqa: E402
 from mlxldm.on_mlx.unet import UNet  # noqa: E402
 from mlxldm.on_mlx.vae import Vae, Vq  # noqa: E402
 
+VISION = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 20,
+    "patch_size": 5, "projection_dim": 24,
+}  # fmt: skip
 METAL = set(
     "Abs Add AddMM Arange ArgReduce AsStrided AsType Broadcast BroadcastAxes Concatenate Convolution Copy Cos Divide "
     "Equal Erf Exp ExpandDims Flatten Full Gather GatherAxis Greater GreaterEqual LayerNorm Less LessEqual Log Matmul "
@@ -69,7 +74,9 @@ def graphs(dtype: mx.Dtype) -> dict[str, tuple[Callable, list[mx.array]]]:
     bert = part(BertText, BertConfig(**BERT), "text", 5)
     vq = part(Vq, VqConfig.from_dict(VQ), "vae", 4)
     rescaler = part(Rescaler, RescalerConfig(**RESCALER), "rescaler", 6)
+    vision = part(ClipVision, ClipVisionConfig(**VISION), "vision", 7)
     found: dict[str, tuple[Callable, list[mx.array]]] = {
+        "vision": (vision, [mx.zeros((2, 20, 20, 3), dtype)]),
         "text": (lambda: list(vars_of(tower(inputs["ids"].tolist()))), []),
         "bert": (lambda: bert(inputs["ids"].tolist()).hidden, []),
         "vq decode": (vq.decode, [arrays["latent"]]),
@@ -103,7 +110,7 @@ def vars_of(output) -> tuple[mx.array, mx.array]:
 @pytest.mark.parametrize(
     "name",
     [
-        *("text", "bert", "vq decode", "vq encode", "rescaler"),
+        *("text", "vision", "bert", "vq decode", "vq encode", "rescaler"),
         *(f"{kind} {way}" for kind in VAES for way in ("decode", "encode")),
         *(f"unet {kind}" for kind in (*UNETS, *ALONE)),
     ],

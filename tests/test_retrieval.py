@@ -217,6 +217,18 @@ def test_a_clip_as_old_versions_saved_it_is_the_same(theirs, folder, tmp_path):
 
 
 @needs_torch
+def test_a_clip_in_the_hubs_cache_is_found_by_its_id(folder, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    storage = tmp_path / "models--some--clip"
+    shutil.copytree(folder, storage / "snapshots" / "abc")
+    (storage / "refs").mkdir()
+    (storage / "refs" / "main").write_text("abc")
+    assert open_clip("some/clip").vision == open_clip(str(folder)).vision
+
+
+@needs_torch
 def test_what_is_no_clip_is_said_in_one_sentence(folder, tmp_path):
     def said(number, match, change):
         copy = shutil.copytree(folder, tmp_path / str(number))
@@ -242,8 +254,9 @@ def test_what_is_no_clip_is_said_in_one_sentence(folder, tmp_path):
     def pickled(path):
         (path / "model.safetensors").rename(path / "pytorch_model.bin")
 
-    with pytest.raises(UserError, match="There is no folder .* openai/clip-vit-large-patch14"):
-        open_clip(str(tmp_path / "none"))
+    for name in (str(tmp_path / "none"), "openai/clip-vit-large-patch14", "../openai/x"):
+        with pytest.raises(UserError, match="There is no folder .* hf download openai/clip-vit-large-patch14"):
+            open_clip(name)
     said(1, "has no config.json", lambda path: (path / "config.json").unlink())
     said(2, "its pytorch_model.bin is not read: a CLIP is config.json, model.safetensors", pickled)
     said(3, "says 'bert', but 'clip' was expected", config(model_type="bert"))

@@ -136,9 +136,14 @@ class Task:
     # What most of them do.
 
     @property
+    def guides(self) -> bool:
+        """Whether the model is asked twice: with what it is told, and without."""
+        return self.guidance > 1 or self.plan.both
+
+    @property
     def negative(self) -> str | None:
         """The negative prompt, None where there is no guidance."""
-        return (self.job.negative or "") if self.guidance > 1 or self.plan.both else None
+        return (self.job.negative or "") if self.guides else None
 
     def read_prompts(self) -> Any:
         """Prompt and negative prompt, as `predict` takes them."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..job import Job
+from ..samplers import CFGPP, Array
+from .base import GUIDANCE
 from .told import Told
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ class ClassToImage(Told):
     """Attends to what stands for a class; guided away from the class of nothing in particular, where there is one."""
 
     DRAWS = "draws pictures of a class (--class)"
-    TAKES = frozenset(("label",))
+    TAKES = GUIDANCE | {"label"}
     GUIDED = True
 
     @classmethod
@@ -29,15 +31,14 @@ class ClassToImage(Told):
         classes.check(job.label)
         if classes.empty is not None:
             return job
-        if job.guidance is not None and job.guidance > 1:
+        if (job.guidance is not None and job.guidance > 1) or job.sampler in CFGPP:
             raise UserError(
                 f"{manifest.name} has not learned to draw without a class, so it knows no guidance: leave --guidance "
-                f"out."
+                f"out, and take a sampler without CFG++."
             )
         return job if job.guidance is not None else job.replace(guidance=1.0)
 
-    def told(self) -> Any:
+    def told(self) -> tuple[Array, Array | None]:
         assert self.job.label is not None
         empty = self.model.manifest.classes.empty
-        without = self.model.embed_class(empty) if self.guidance > 1 and empty is not None else None
-        return self.model.condition(self.model.embed_class(self.job.label), without)
+        return self.model.embed_class(self.job.label), None if empty is None else self.model.embed_class(empty)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .. import boxes
 from ..config import BertConfig
 from ..errors import UserError
 from ..job import Job
+from ..samplers import Array
+from .base import GUIDANCE
 from .told import Told
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ class Layout(Told):
     """Attends to a layout; guided away from the layout without a box."""
 
     DRAWS = "draws by boxes (--box or --boxes)"
-    TAKES = frozenset(("boxes",))
+    TAKES = GUIDANCE | {"boxes"}
     GUIDED = True
 
     @classmethod
@@ -31,11 +33,8 @@ class Layout(Told):
         boxes.tokens(job.boxes, manifest.part("text", BertConfig))
         return job
 
-    def told(self) -> Any:
+    def told(self) -> tuple[Array, Array]:
         assert self.job.boxes is not None
         config = self.model.manifest.part("text", BertConfig)
-
-        def read(some: tuple[boxes.Box, ...]) -> Any:
-            return self.model.embed_ids(boxes.tokens(some, config))
-
-        return self.model.condition(read(self.job.boxes), read(()) if self.guidance > 1 else None)
+        layout, empty = (self.model.embed_ids(boxes.tokens(some, config)) for some in (self.job.boxes, ()))
+        return layout, empty

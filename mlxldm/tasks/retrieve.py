@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .. import retrieval
 from ..clip import open_clip
 from ..errors import UserError
 from ..job import Job
+from ..samplers import Array
 from ..tokenizer import open_tokenizer
-from .base import USUAL
+from .base import GUIDANCE, USUAL
 from .told import Told
 
 if TYPE_CHECKING:
@@ -26,15 +27,15 @@ class Retrieve(Told):
 
     DRAWS = "draws from a prompt and from pictures that it looks at (--database)"
     LEAVES = frozenset(USUAL) - {"prompt"}
-    TAKES = frozenset(("database", "neighbours", "clip"))
+    TAKES = GUIDANCE | {"database", "neighbours", "clip"}
     GUIDED = True
 
     @classmethod
     def check(cls, job: Job, manifest: Manifest) -> Job:
         if job.clip is None:
             raise UserError(
-                f"{manifest.name} sees texts and pictures through a CLIP that it does not bring along: give the folder "
-                f"of openai/clip-vit-large-patch14, as transformers has it, with --clip."
+                f"{manifest.name} sees texts and pictures through a CLIP that it does not bring along: give it with "
+                f"--clip openai/clip-vit-large-patch14, or the folder it is in."
             )
         clip = open_clip(job.clip)
         wide = manifest.denoiser.cross_attention_dim[0]
@@ -57,7 +58,7 @@ class Retrieve(Told):
             )
         return job.replace(neighbours=count)
 
-    def told(self) -> Any:
+    def told(self) -> tuple[Array, Array]:
         assert self.job.clip is not None
         opened = open_clip(self.job.clip)
         clip = self.model.load_clip(opened)
@@ -65,5 +66,4 @@ class Retrieve(Told):
         if self.job.database is not None:
             _, rows = retrieval.vectors(self.job.database, clip, opened)
         context = retrieval.context(self.job.prompt, clip, rows, self.job.neighbours or 0)
-        told = self.model.array(context)
-        return self.model.condition(told, self.model.array(context * 0) if self.guidance > 1 else None)
+        return self.model.array(context), self.model.array(context * 0)

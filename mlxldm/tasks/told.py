@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import UserError
-from ..guidance import guided
+from ..guidance import part_of
 from ..job import Job
 from ..samplers import Array, Draw
 from ..schedule import Plan
@@ -32,17 +32,19 @@ class Told(Task):
 
     def __init__(self, model: Model, job: Job, plan: Plan, inputs: Inputs):
         super().__init__(model, job, plan, inputs)
-        self.cond = self.told()
+        attends, without = self.told()
+        self.cond = model.condition(attends, without if self.guides else None)
+        if part_of(job) != (0, 1):
+            self.alone = model.condition(attends, None)
         self.more = self.beside()
 
-    def told(self) -> Any:
-        """What `predict` is told, with what it is told for guidance if the job has any."""
-        return self.model.condition(None, None)
+    def told(self) -> tuple[Array | None, Array | None]:
+        """What the network attends to (1, L, width), None where it attends to nothing; and that for guidance."""
+        return None, None
 
     def beside(self) -> Array | None:
-        """The channels that the network takes beside the latents."""
+        """The channels (1, h, w, c) that the network takes beside the latents."""
         return None
 
     def start(self, draw: Draw) -> Start:
-        denoise = guided(self.model, self.cond, self.plan, self.guidance, self.more)
-        return Start(draw() * self.plan.start_scale, denoise)
+        return Start(draw() * self.plan.start_scale, self.lead(self.cond, self.more))

@@ -108,6 +108,12 @@ class Model(Protocol):
     def load_clip(self, folder: ClipFolder) -> Clip:
         """The two towers of a CLIP, on this model's device; letting go of it unloads it."""
 
+    def seamless(self, axes: str) -> None:
+        """From now on pictures continue on their other side, along "x", "y" or "both"; "" is the end of it.
+
+        Every convolution pads with what is on the other side instead of zeros. `generate` calls this around a job.
+        """
+
     def evaluate(self, x: Array) -> Array:
         """`x`, its computation finished or at least started for good; `generate` calls it once a step."""
 

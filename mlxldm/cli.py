@@ -155,13 +155,27 @@ def _generate_arguments(parser: Parser) -> None:
     wish.add_argument("--height", type=whole, metavar="N", help="pixels, a multiple of 8")
     wish.add_argument("--count", type=whole, metavar="N", help="pictures, with the seeds N, N+1, ...")
     wish.add_argument("--noise", metavar="NAME", help="torch-cpu (the default) or nvidia: whose random numbers")
+    wish.add_argument("--variation", metavar="SEED:AMOUNT", help="mix another seed in, 0 to 1; --count N counts that "
+                      "seed up: --variation 100:0.1 --count 4 is four of the same")  # fmt: skip
+    wish.add_argument("--seamless", metavar="AXES", help="x, y or both: the picture continues on its other side")
+    wish.add_argument("--hires", type=real, metavar="F", help="then draw it over in a second pass, F times as large")
+    wish.add_argument("--hires-strength", type=real, metavar="F", help="how much that changes, 0 to 1; default 0.5")
+    wish.add_argument("--hires-steps", type=whole, metavar="N", help="default: as many as --steps")
     start = parser.add_argument_group("starting from a picture")
     start.add_argument("--image", metavar="FILE", help="picture to start from")
     start.add_argument("--strength", type=real, metavar="F", help="how much of it to change, 0 to 1")
     start.add_argument("--image-guidance", type=real, metavar="F",
                        help="for models that edit as told: how closely to keep to it; default 1.5")  # fmt: skip
     start.add_argument("--depth", metavar="FILE", help="for models that take one: a depth map, near is white")
-    start.add_argument("--mask", metavar="FILE", help="white is painted anew, black stays")
+    part = parser.add_argument_group("painting a part of it; the rest stays as it is, to the bit")
+    part.add_argument("--mask", metavar="FILE", help="white is painted anew, black stays")
+    part.add_argument("--mask-grow", type=whole, metavar="N", help="let its white grow by N pixels; below 0: shrink")
+    part.add_argument("--mask-blur", type=whole, metavar="N",
+                      help="blend the new with the old at its edge: radius in pixels, default 0")  # fmt: skip
+    part.add_argument("--only-masked", action="store_true", default=None,
+                      help="draw only what is around the mask, at the job's size, and put it back")  # fmt: skip
+    part.add_argument("--mask-padding", type=whole, metavar="N", help="how much around it, in pixels; default 32")
+    part.add_argument("--extend", metavar="L,T,R,B", help="paint so many pixels beyond left, top, right and bottom")
     other = parser.add_argument_group("for models that do not draw from words")
     other.add_argument("--class", dest="label", type=whole, metavar="N", help="for models of classes: which, from 0")
     other.add_argument("--box", action="append", metavar="LABEL:X0,Y0,X1,Y1",
@@ -178,7 +192,8 @@ def _generate_arguments(parser: Parser) -> None:
 _WISHES = (
     "prompt", "negative", "model", "seed", "steps", "guidance", "sampler", "spacing", "width", "height", "count",
     "guidance_rescale", "guidance_start", "guidance_stop", "image", "strength", "image_guidance", "depth", "mask",
-    "noise", "label", "boxes", "semantic", "database", "neighbours", "clip",
+    "noise", "label", "boxes", "semantic", "database", "neighbours", "clip", "variation", "seamless", "hires",
+    "hires_strength", "hires_steps", "mask_grow", "mask_blur", "only_masked", "mask_padding", "extend",
 )  # fmt: skip
 
 
@@ -300,14 +315,21 @@ def check_prompts(folder: Folder, job: Job) -> None:
 def _outputs(output: str | None, job: Job) -> list[Path]:
     """Where the pictures go. Only a file that was named by -o is ever replaced."""
     if output is None or output.endswith(("/", os.sep)) or os.path.isdir(output):
-        folder, seed = Path(output or ""), job.seed or 0
-        return [_free(folder / f"{_slug(job.prompt)}-{seed + i}.png") for i in range(job.count)]
+        folder = Path(output or "")
+        return [_free(folder / f"{_slug(job.prompt)}-{_number(job.numbered(i))}.png") for i in range(job.count)]
     path = Path(output)
     if path.suffix.lower() != ".png" and (path.is_file() or not path.exists()):
         raise UserError(f"Pictures are written as PNG, but {output!r} does not end in .png.")
     if job.count == 1:
         return [path]
     return [path.with_name(f"{path.stem}-{i + 1}{path.suffix}") for i in range(job.count)]
+
+
+def _number(job: Job) -> str:
+    """What tells a job's pictures apart."""
+    from .job import variation_of
+
+    return str(job.seed) if job.variation is None else f"{job.seed}-{variation_of(job.variation)[0]}"
 
 
 def _slug(prompt: str, longest: int = 48) -> str:

@@ -12,17 +12,19 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from . import canvas, passes
 from .errors import UserError, nearest
 from .guidance import levels, part_of
-from .job import NOISES, Job
-from .noise import Noise
-from .picture import load_image, load_mask, size_of
+from .job import NOISES, SEAMLESS, Job, variation_of
+from .noise import Mixed, Noise
+from .picture import load_image, stretched
 from .samplers import CFGPP, SAMPLERS, Array
 from .schedule import SPACINGS, Plan, Schedule
 from .tasks import Inputs, Task, task_of
@@ -38,8 +40,8 @@ class Step:
     """One sampling step of one picture is done."""
 
     index: int  # which picture, from 0
-    step: int  # which step, from 1
-    of: int  # how many there are
+    step: int  # which step, from 1; a second pass counts on
+    of: int  # how many there are, in all passes
     sigma: float  # the noise level it started from
     guess: Array  # what the picture may become: a latent (1, h, w, c) on the backend
     seconds: float  # it took
@@ -75,8 +77,8 @@ def resolve(job: Job, manifest: Manifest) -> Job:
     _check_channels(task, manifest)
     _check_plain(job)
     _check_taken(task, job, manifest)
-    _check_picture_in(job)
-    job = task.check(job, manifest)
+    _check_strength(job)
+    job = task.check(passes.resolved(canvas.resolved(job)), manifest)
     own = manifest.defaults
     sampler = job.sampler or own.sampler
     if sampler not in SAMPLERS:
@@ -101,8 +103,12 @@ def resolve(job: Job, manifest: Manifest) -> Job:
     )
     if sampler in CFGPP and not task.TAKES >= GUIDANCE:
         raise UserError(f"{sampler} is for models that are guided by words alone; {manifest.name} is none: take ddim.")
-    plan = _plan(job, manifest)  # complains where steps, spacing, sampler and strength do not fit together
-    _check_guidance(job, plan)
+    for each in _passes(job, manifest):
+        plan = _plan(each, manifest)  # complains where steps, spacing, sampler and strength do not fit together
+        _check_guidance(each, plan)
+        _check_seamless(each, manifest)
+    if job.masked:
+        _check_mask(job, manifest)
     return job
 
 
@@ -127,7 +133,10 @@ def _check_taken(task: type[Task], job: Job, manifest: Manifest) -> None:
 def _check_plain(job: Job) -> None:
     if job.count < 1:
         raise UserError(f"The job's count is {job.count}, but at least one picture must be made.")
-    if job.seed is not None and not 0 <= job.seed <= 2**64 - job.count:
+    counted = job.seed if job.variation is None else variation_of(job.variation)[0]
+    if counted is not None and not 0 <= counted <= 2**64 - job.count:
+        raise UserError(f"The job's seed is {counted}, but seeds go from 0 to {2**64 - 1}.")
+    if job.seed is not None and not 0 <= job.seed < 2**64:
         raise UserError(f"The job's seed is {job.seed}, but seeds go from 0 to {2**64 - 1}.")
     if job.steps is not None and job.steps < 1:
         raise UserError(f"The job has {job.steps} steps, but at least 1 is needed; 20 to 30 are usual.")
@@ -140,16 +149,42 @@ def _check_plain(job: Job) -> None:
         raise UserError(f"There is no noise {job.noise!r}.{nearest(job.noise, NOISES)} There are {', '.join(NOISES)}.")
 
 
-def _check_picture_in(job: Job) -> None:
-    if job.mask is not None and job.image is None:
-        raise UserError("The job has a mask but no image; give the picture that is to be painted over as well.")
+def _check_strength(job: Job) -> None:
     if job.strength is not None:
         if job.image is None:
             raise UserError("The job has a strength but no image to start from; give an image or leave it out.")
         if not 0 < job.strength <= 1:  # false for NaN too
             raise UserError(f"The job's strength is {job.strength}, but it must be above 0 and at most 1.")
-    if job.mask is not None:
-        size_of(job.mask)  # complains if it cannot be read
+
+
+def _check_seamless(job: Job, manifest: Manifest) -> None:
+    """Where latents are halved on the way down and one is left over, there would be a seam."""
+    if job.seamless is None:
+        return
+    if job.seamless not in SEAMLESS:
+        raise UserError(
+            f"There is no seamless {job.seamless!r}.{nearest(job.seamless, SEAMLESS)} There are {', '.join(SEAMLESS)}."
+        )
+    if job.only_masked or job.extend is not None:
+        raise UserError("Only whole pictures are seamless: leave out --seamless, or --only-masked and --extend.")
+    assert job.width is not None and job.height is not None
+    unit = manifest.vae.factor * 2 ** (manifest.denoiser.levels - 1)
+    for axis, name, side in (("x", "width", job.width), ("y", "height", job.height)):
+        if job.seamless in (axis, "both") and side % unit:
+            near = max(unit, round(side / unit) * unit)
+            raise UserError(
+                f"The {name} is {side}, but {manifest.name} draws without a seam at multiples of {unit} only, for "
+                f"example {near}."
+            )
+
+
+def _check_mask(job: Job, manifest: Manifest) -> None:
+    factor = manifest.vae.factor
+    if not canvas.Canvas(job).mask[:, ::factor, ::factor].any():
+        raise UserError(
+            f"What is to be painted anew is too thin for {manifest.name}, which looks at every {factor}th pixel of the "
+            f"mask: paint it thicker or let it grow with --mask-grow."
+        )
 
 
 def _guidance(job: Job, sampler: str, own: float) -> float:
@@ -186,44 +221,79 @@ def _plan(job: Job, manifest: Manifest) -> Plan:
     return Schedule(manifest.schedule, manifest.family).plan(job.steps, job.spacing, job.sampler, strength)
 
 
+def _passes(job: Job, manifest: Manifest) -> list[Job]:
+    return passes.passes(job, max(8, manifest.vae.factor))
+
+
 # The work.
 
 
 def _pictures(model: Model, job: Job) -> Iterator[Step | Picture]:
     """The pictures of a resolved job."""
-    assert job.seed is not None and job.width is not None and job.height is not None and job.sampler is not None
-    plan = _plan(job, model.manifest)
-    factor = model.manifest.vae.factor
-    shape = (1, job.height // factor, job.width // factor, model.manifest.vae.latent_channels)
-    task = task_of(model.manifest)(model, job, plan, _inputs(job, model.manifest))
-    for index in range(job.count):
-        began = time.perf_counter()
-        noise = Noise(job.seed + index, job.noise)
+    first, *over = _passes(job, model.manifest)
+    of = sum(_plan(each, model.manifest).steps for each in (first, *over))
+    inputs, finish = _inputs(first, model.manifest)
+    with _seamless(model, job.seamless):
+        task = _task(model, first, inputs)
+        for index in range(job.count):
+            began = time.perf_counter()
+            own = job.numbered(index)
+            pixels = finish((yield from _walk(task, own, index, 0, of)))
+            for each in over:
+                assert each.width is not None and each.height is not None
+                again = _task(model, each, Inputs(stretched(pixels, each.width, each.height)))
+                pixels = yield from _walk(again, own, index, task.plan.steps, of)
+            yield Picture(index, pixels, own, time.perf_counter() - began)
 
-        def draw(noise: Noise = noise) -> Array:
-            return model.array(noise.draw(*shape))
 
-        start = task.start(draw)
-        model.evaluate(start.x)  # so that the first step's seconds are its own
+def _walk(task: Task, own: Job, index: int, done: int, of: int) -> Generator[Step, None, np.ndarray]:
+    """One pass of the picture that the job `own` is of: its steps, counted on from `done`, then its bytes (H, W, 3)."""
+    assert own.seed is not None and own.sampler is not None
+    model, plan = task.model, task.plan
+    shape = (1, task.height // task.factor, task.width // task.factor, model.manifest.vae.latent_channels)
+    noise = Noise(own.seed, own.noise)
+    first: Noise | Mixed = noise  # what the picture starts from; whatever is drawn on the way is the seed's own
+    if own.variation is not None:
+        other, amount = variation_of(own.variation)
+        first = Mixed(noise, Noise(other, own.noise), amount)
+    start = task.start(lambda: model.array(first.draw(*shape)))
+    model.evaluate(start.x)  # so that the first step's seconds are its own
+    clock = time.perf_counter()
+    walk = SAMPLERS[own.sampler](
+        start.denoise, start.x, plan.sigmas, lambda: model.array(noise.draw(*shape)), **plan.options
+    )
+    for step, (x, guess) in enumerate(walk, 1):
+        model.evaluate(x)
+        yield Step(index, done + step, of, plan.sigmas[step - 1], guess, time.perf_counter() - clock)
         clock = time.perf_counter()
-        walk = SAMPLERS[job.sampler](start.denoise, start.x, plan.sigmas, draw, **plan.options)
-        for step, (x, guess) in enumerate(walk, 1):
-            model.evaluate(x)
-            yield Step(index, step, plan.steps, plan.sigmas[step - 1], guess, time.perf_counter() - clock)
-            clock = time.perf_counter()
-
-        pixels = _bytes(task.shown(model.numpy(model.decode(start.finish(x * plan.end_scale)))))
-        own = job.replace(seed=job.seed + index, count=1)
-        yield Picture(index, pixels, own, time.perf_counter() - began)
+    return _bytes(model.numpy(model.decode(start.finish(x * plan.end_scale))))
 
 
-def _inputs(job: Job, manifest: Manifest) -> Inputs:
-    """The job's pictures, read."""
+def _task(model: Model, job: Job, inputs: Inputs) -> Task:
+    return task_of(model.manifest)(model, job, _plan(job, model.manifest), inputs)
+
+
+def _inputs(job: Job, manifest: Manifest) -> tuple[Inputs, Callable[[np.ndarray], np.ndarray]]:
+    """The job's pictures, read, and what becomes of the bytes that are drawn from them."""
     assert job.width is not None and job.height is not None
+    if job.masked:
+        whole = canvas.Canvas(job)
+        return Inputs(whole.image, whole.mask), whole.finish
     scale = manifest.vae.factor if task_of(manifest).SMALL else 1
     image = None if job.image is None else load_image(job.image, job.width // scale, job.height // scale)
-    mask = None if job.mask is None else load_mask(job.mask, job.width, job.height, 1)
-    return Inputs(image, mask)
+    return Inputs(image), lambda pixels: pixels
+
+
+@contextmanager
+def _seamless(model: Model, axes: str | None) -> Iterator[None]:
+    if axes is None:
+        yield
+        return
+    model.seamless(axes)
+    try:
+        yield
+    finally:
+        model.seamless("")
 
 
 def _bytes(pixels: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Any
 from .errors import UserError, nearest
 
 NOISES = ("torch-cpu", "nvidia")
+SEAMLESS = ("x", "y", "both")
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,22 @@ class Job:
     spacing: str | None = None
     width: int | None = None  # pixels, a multiple of 8
     height: int | None = None
-    count: int = 1
+    count: int = 1  # pictures; with a variation, it is the variation's seed that counts up
+    variation: str | None = None  # "SEED:AMOUNT": mix so much of another seed's noise in, 0 to 1
+    seamless: str | None = None  # "x", "y" or "both": the picture continues on its other side
+    hires: float | None = None  # how many times as large a second pass draws the first one's picture over
+    hires_strength: float | None = None  # how much of it to change then, 0 to 1
+    hires_steps: int | None = None
     image: str | None = None  # path of the picture to start from
     strength: float | None = None  # how much of it to change, 0 to 1
     image_guidance: float | None = None  # for models that edit: how closely to keep to the picture
     depth: str | None = None  # path of a depth map, near is white: for models that take one
     mask: str | None = None  # path of the mask: white is painted anew, black stays
+    mask_grow: int | None = None  # pixels by which its white grows, or shrinks if below 0
+    mask_blur: int | None = None  # how softly new pixels go over into old ones: radius of a Gaussian, in pixels
+    only_masked: bool | None = None  # draw only what lies around the mask, at the job's size, and put it back
+    mask_padding: int | None = None  # how much around it, in pixels of the picture
+    extend: str | None = None  # "LEFT,TOP,RIGHT,BOTTOM": pixels to paint beyond the picture's sides
     label: int | None = None  # for models of classes: the number of one
     boxes: tuple[Box, ...] | None = None  # for models that draw by boxes
     semantic: str | None = None  # path of a map of labels: for models that take one
@@ -84,6 +95,32 @@ class Job:
     def replace(self, **changes: Any) -> Job:
         """A copy with some values changed."""
         return dataclasses.replace(self, **changes)
+
+    def numbered(self, index: int) -> Job:
+        """The job of one of its pictures: the seed is so much higher, or, with a variation, the variation's seed."""
+        if self.variation is None:
+            return self.replace(seed=None if self.seed is None else self.seed + index, count=1)
+        seed, amount = variation_of(self.variation)
+        return self.replace(variation=f"{seed + index}:{amount}", count=1)
+
+    @property
+    def masked(self) -> bool:
+        """Whether it paints a part of a picture."""
+        return self.mask is not None or self.extend is not None
+
+
+def variation_of(text: str) -> tuple[int, float]:
+    """The seed and the amount, 0 to 1, of a job's variation."""
+    seed, _, amount = text.partition(":")
+    try:
+        found = int(seed), float(amount)
+    except ValueError:
+        found = -1, -1.0
+    if not (0 <= found[0] < 2**64 and 0 <= found[1] <= 1):
+        raise UserError(
+            f"The job's variation is {text!r}, but it must be a seed and an amount from 0 to 1, for example 123:0.2."
+        )
+    return found
 
 
 def parse(text: str | bytes, otherwise: str) -> Any:
@@ -131,7 +168,7 @@ def _checked(key: str, value: Any, declared: str) -> Any:
             return float(value)
         except OverflowError:
             raise UserError(f"The job's {key} is too large a number.") from None
-    if "str" in kinds and isinstance(value, str):
+    if ("str" in kinds and isinstance(value, str)) or ("bool" in kinds and isinstance(value, bool)):
         return value
-    expected = {"int": "a whole number", "float": "a number", "str": "a text"}[kinds[0]]
+    expected = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false"}[kinds[0]]
     raise UserError(f"The job's {key} should be {expected}, but it is {json.dumps(value, default=str)[:60]}.")

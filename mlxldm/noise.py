@@ -31,6 +31,33 @@ class Noise:
         return np.ascontiguousarray(numbers.transpose(0, 2, 3, 1))
 
 
+class Mixed:
+    """The numbers of one `Noise`, each array of them turned towards another's: from 0, not at all, to 1, wholly."""
+
+    def __init__(self, noise: Noise, other: Noise, amount: float) -> None:
+        self._noise, self._other, self._amount = noise, other, amount
+
+    def draw(self, n: int, h: int, w: int, c: int) -> np.ndarray:
+        """As `Noise.draw`; both streams go on by as much."""
+        return slerp(self._noise.draw(n, h, w, c), self._other.draw(n, h, w, c), self._amount)
+
+
+def slerp(a: np.ndarray, b: np.ndarray, amount: float) -> np.ndarray:
+    """Spherical interpolation (Shoemake 1985, https://doi.org/10.1145/325334.325242) of (n, h, w, c) float32.
+
+    Every column of every channel is a vector of its own, as it is for the variation seeds of A1111's web UI. What lies
+    in one line has no angle to go along and is interpolated straight.
+    """
+    length = np.linalg.norm(a, axis=1, keepdims=True) * np.linalg.norm(b, axis=1, keepdims=True)
+    angle = np.arccos(np.clip((a * b).sum(axis=1, keepdims=True) / length, -1, 1))
+    sine = np.sin(angle)
+    flat = sine < np.float32(1e-3)
+    sine = np.where(flat, np.float32(1), sine)
+    first = np.where(flat, np.float32(1 - amount), np.sin(np.float32(1 - amount) * angle) / sine)
+    second = np.where(flat, np.float32(amount), np.sin(np.float32(amount) * angle) / sine)
+    return first * a + second * b
+
+
 class TorchCpu:
     """`torch.randn(..., generator=torch.Generator("cpu").manual_seed(seed))`, call after call.
 

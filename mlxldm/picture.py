@@ -15,7 +15,7 @@ import numpy as np
 
 from . import others
 from .errors import UserError
-from .job import Job
+from .job import Job, variation_of
 from .others import Found
 
 if TYPE_CHECKING:
@@ -40,26 +40,26 @@ def load_image(path: Pathlike, width: int, height: int) -> np.ndarray:
 
     The same numbers as diffusers' VaeImageProcessor. What is transparent counts as white.
     """
+    return stretched(np.asarray(open_rgb(path)), width, height)
+
+
+def stretched(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """As `load_image`, of pixels (H, W, 3) uint8."""
     from PIL import Image
 
-    picture = open_rgb(path)
-    if picture.size != (width, height):
-        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    return floats(resized(Image.fromarray(pixels), (width, height)))
+
+
+def resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """A picture stretched to (width, height) with Lanczos; if it has that size, itself."""
+    from PIL import Image
+
+    return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def floats(picture: Image.Image) -> np.ndarray:
+    """A picture in RGB as float32 (1, height, width, 3) in [-1, 1]."""
     return 2.0 * (np.asarray(picture, np.float32)[None] / 255.0) - 1.0
-
-
-def load_mask(path: Pathlike, width: int, height: int, factor: int = 8) -> np.ndarray:
-    """The mask in a file at the size of the latent: float32 (1, height/factor, width/factor, 1), 1 = paint anew.
-
-    As diffusers prepares it for inpainting: stretched with Lanczos, grey, cut at one half, every `factor`-th pixel.
-    """
-    from PIL import Image
-
-    picture = open_rgb(path)
-    if picture.size != (width, height):
-        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
-    white = np.asarray(picture.convert("L"), np.float32) / 255.0 >= 0.5
-    return white[::factor, ::factor].astype(np.float32)[None, :, :, None]
 
 
 def load_depth(path: Pathlike, width: int, height: int, factor: int = 8) -> np.ndarray:
@@ -74,9 +74,7 @@ def load_depth(path: Pathlike, width: int, height: int, factor: int = 8) -> np.n
     picture = read_picture(path)
     if not picture.mode.startswith(("I", "F")):  # these have more than eight bits
         picture = picture.convert("L")
-    picture = Image.fromarray(np.asarray(picture).astype(np.float32))
-    if picture.size != (width, height):
-        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    picture = resized(Image.fromarray(np.asarray(picture).astype(np.float32)), (width, height))
     depth = np.asarray(picture, np.float32)
     taps = np.array([-0.09375, 0.59375, 0.59375, -0.09375], np.float32)
     first = factor // 2 - 2
@@ -109,7 +107,7 @@ def read_picture(path: Pathlike) -> Image.Image:
 
 
 def open_rgb(path: Pathlike) -> Image.Image:
-    """The picture in a file, upright and in RGB, or a `UserError`."""
+    """The picture in a file, upright and in RGB, what is transparent white; or a `UserError`."""
     from PIL import Image
 
     picture = read_picture(path)
@@ -190,6 +188,7 @@ def _part_of(target: Path) -> Path:
 
 def parameters(job: Job, made_by: dict[str, Any] | None = None) -> str:
     """The job as the text that A1111 puts into its PNGs: prompt, negative prompt, then one line of settings."""
+    strength = job.hires_strength if job.hires else job.strength
     settings = {
         "Steps": job.steps,
         "Sampler": others.SAMPLER_NAMES.get(job.sampler or "", job.sampler),
@@ -198,7 +197,16 @@ def parameters(job: Job, made_by: dict[str, Any] | None = None) -> str:
         "Seed": job.seed,
         "Size": f"{job.width}x{job.height}" if job.width and job.height else None,
         "Model": _quoted(Path(job.model).name if job.model else "scenes"),
-        "Denoising strength": f"{job.strength:g}" if job.image and job.strength is not None else None,
+        "Variation seed": variation_of(job.variation)[0] if job.variation else None,
+        "Variation seed strength": f"{variation_of(job.variation)[1]:g}" if job.variation else None,
+        "Denoising strength": None if strength is None else f"{strength:g}",
+        "Hires upscale": f"{job.hires:g}" if job.hires else None,
+        "Hires steps": job.hires_steps,
+        "Hires upscaler": "Lanczos" if job.hires else None,
+        "Mask blur": job.mask_blur,
+        "Inpaint area": "Only masked" if job.only_masked else None,
+        "Masked area padding": job.mask_padding,
+        "Tiling": "True" if job.seamless == "both" else None,
         "RNG": {"torch-cpu": "CPU", "nvidia": "NV"}[job.noise],
         "Version": f"mlxldm {(made_by or {}).get('mlxldm', '')}".strip(),
     }

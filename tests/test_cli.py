@@ -190,7 +190,7 @@ def test_a_diffusers_folder_runs_in_place_on_both_backends(run, here: Path, tiny
         (["x", "--precision", "float61"], ["float61", "Did you mean 'float16'"]),
         (["x", "--model", "scens"], ["scens", "scenes"]),
         (["x", "--model", "nobody/nothing"], ["nobody/nothing"]),
-        (["x", "--stepps", "3"], ["--stepps", "Did you mean '--steps'?"]),
+        (["x", "--stepps", "3"], ["--stepps", "Did you mean '--steps'"]),
         (["x", "y"], ["'y'", "quotes"]),
         ([], ["prompt"]),
         (["x", "--steps", "many"], ["--steps", "'many' is not a whole number"]),

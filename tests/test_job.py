@@ -28,7 +28,7 @@ def test_every_field_survives_alone():
     for field in dataclasses.fields(Job):
         if field.name == "boxes":
             continue
-        value = {"int": 3, "float": 0.5, "str": "x"}[str(field.type).split(" ")[0]]
+        value = {"int": 3, "float": 0.5, "str": "x", "bool": True}[str(field.type).split(" ")[0]]
         job = Job.from_json({field.name: value})
         assert getattr(job, field.name) == value and Job.from_json(job.to_json()) == job
 
@@ -65,6 +65,7 @@ def test_none_is_not_given_and_a_whole_number_is_a_number():
         ({"boxes": [{"label": True, "box": [0, 0, 1, 1]}]}, "but one of them is"),
         ({"boxes": [{"label": "Dog", "box": [0, 0, 1, 1], "group": True}]}, "but one of them is"),
         ({"boxes": [{"label": "Dog", "box": [0, 0, 1, 10**400]}]}, "too large"),
+        ({"only_masked": 1}, "only_masked should be true or false"),
         ({"count": None}, "count should be a whole number"),
         ("[1]", "A job is a JSON object"),
         ("{", "not a job in JSON"),

@@ -11,12 +11,12 @@ from conftest import needs_torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from mlxldm.canvas import Canvas
 from mlxldm.errors import UserError
 from mlxldm.job import Job
 from mlxldm.picture import (
     check_writable,
     load_image,
-    load_mask,
     parameters,
     read_job,
     read_record,
@@ -44,7 +44,6 @@ def save(path: Path, pixels: np.ndarray) -> Path:
 
 @needs_torch
 def test_start_pictures_and_masks_are_diffusers_own(tmp_path: Path):
-    import torch
     from diffusers.image_processor import VaeImageProcessor
 
     path = save(tmp_path / "a.png", noise(61, 83))
@@ -52,8 +51,8 @@ def test_start_pictures_and_masks_are_diffusers_own(tmp_path: Path):
     assert np.array_equal(load_image(path, 64, 48), theirs.permute(0, 2, 3, 1).numpy())
 
     masks = VaeImageProcessor(vae_scale_factor=8, do_normalize=False, do_binarize=True, do_convert_grayscale=True)
-    theirs = torch.nn.functional.interpolate(masks.preprocess(Image.open(path), height=48, width=64), size=(6, 8))
-    ours = load_mask(path, 64, 48)
+    theirs = masks.preprocess(Image.open(path), height=48, width=64)
+    ours = Canvas(Job(image=str(path), mask=str(path), width=64, height=48)).mask
     assert ours.dtype == np.float32 and np.array_equal(ours, theirs.permute(0, 2, 3, 1).numpy())
     assert 0.2 < ours.mean() < 0.8
 

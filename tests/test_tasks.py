@@ -16,7 +16,7 @@ from mlxldm.job import Job
 
 pytestmark = [needs_torch, pytest.mark.skipif(not has("mlx"), reason="MLX is missing")]
 
-from test_parity import APART, BAR, NEGATIVE, PROMPT, psnr, scheduler  # noqa: E402
+from test_parity import APART, BAR, NEGATIVE, PROMPT, psnr, put_back, scheduler  # noqa: E402
 
 import mlxldm.backend  # noqa: E402
 from mlxldm_convert import view  # noqa: E402
@@ -97,7 +97,7 @@ def test_an_inpainting_model_draws_what_diffusers_draws(kind, size, strength, sa
         guidance_scale=7.5, num_inference_steps=5, generator=torch.Generator("cpu").manual_seed(7), output_type="np",
         width=size[0], height=size[1],
     ).images[0]  # fmt: skip
-    wanted = np.round(wanted * 255).astype(np.uint8)
+    wanted = put_back(np.round(wanted * 255).astype(np.uint8), image, mask)
     mlx, torch_ = (drawn(ours[name], job) for name in ("mlx", "torch"))
     print(f"{kind} {sampler}: {psnr(mlx, wanted):.1f} {psnr(torch_, wanted):.1f} {psnr(mlx, torch_):.1f} dB")
     assert min(psnr(mlx, wanted), psnr(torch_, wanted), psnr(mlx, torch_)) >= BAR

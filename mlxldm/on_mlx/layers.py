@@ -123,14 +123,37 @@ class Conv2d(nn.Module):
         self.bias = mx.zeros((outputs,))
         self.stride = stride
         self.padding = kernel // 2 if padding is None else padding
+        self.seamless = ""  # "x", "y" or "both": where the picture continues on its other side instead of with zeros
 
     def __call__(self, x: mx.array, shift: mx.array | None = None, twice: bool = False) -> mx.array:
         """shift: (1 or B, out), added to the bias. twice: of x with every pixel repeated, to twice its size."""
         bias = self.bias[None] if shift is None else self.bias + shift
+        axes = AXES[self.seamless]
+        if axes and twice:
+            x, twice = doubled(x), False
+        x = continued(x, axes, self.padding, self.padding)
         if self.weight.shape[1] == 3 and self.stride == self.padding == 1 and _numpy(x):
-            return cpu.conv3x3(x, self.weight, bias, twice)
+            y = cpu.conv3x3(x, self.weight, bias, twice)
+            return y[:, _middle(1 in axes), _middle(2 in axes)] if axes else y
         x = doubled(x) if twice else x
-        return mx.conv2d(x, self.weight, self.stride, self.padding) + bias[:, None, None, :]
+        padding = (0 if 1 in axes else self.padding, 0 if 2 in axes else self.padding)
+        return mx.conv2d(x, self.weight, self.stride, padding) + bias[:, None, None, :]
+
+
+AXES: dict[str, tuple[int, ...]] = {"": (), "x": (2,), "y": (1,), "both": (1, 2)}
+
+
+def continued(x: mx.array, axes: tuple[int, ...], before: int, after: int) -> mx.array:
+    """x (B, H, W, C) with its end in front of its beginning and its beginning behind its end, by so many pixels."""
+    for axis in axes:
+        end = [mx.split(x, [x.shape[axis] - before], axis)[1]] if before else []
+        start = [mx.split(x, [after], axis)[0]] if after else []
+        x = mx.concatenate([*end, x, *start], axis)
+    return x
+
+
+def _middle(cut: bool) -> slice:
+    return slice(1, -1) if cut else slice(None)
 
 
 class GroupNorm(nn.Module):
@@ -384,7 +407,9 @@ class Downsample(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         if self.conv.padding == 0:
-            x = mx.pad(x, [(0, 0), (0, 1), (0, 1), (0, 0)])
+            axes = AXES[self.conv.seamless]
+            x = continued(x, axes, 0, 1)
+            x = mx.pad(x, [(0, 0), (0, 1 - axes.count(1)), (0, 1 - axes.count(2)), (0, 0)])
         return self.conv(x)
 
 

@@ -17,7 +17,7 @@ from ..tokenizer import Tokenizer, open_tokenizer
 from . import BLAS, VERSION, cpu
 from .bert import BertText
 from .clip import ClipText, TextOutput
-from .layers import FUSED_HEADS, PackedLinear
+from .layers import FUSED_HEADS, Conv2d, PackedLinear
 from .told import ClassEmbedder, Rescaler
 from .unet import KeysValues, UNet
 from .vae import autoencoder
@@ -227,6 +227,13 @@ class MlxModel:
         """Pixels of a latent of the U-Net's scale."""
         config = self.manifest.vae
         return self._vae.decode(latent / config.scaling_factor + (config.shift_factor or 0.0))
+
+    def seamless(self, axes: str) -> None:
+        """Pictures continue on their other side from now on, along "x", "y" or "both"; "" ends it."""
+        for part in (self._unet, self._vae):
+            for module in part.modules():
+                if isinstance(module, Conv2d):
+                    module.seamless = axes
 
     def evaluate(self, x: mx.array) -> mx.array:
         """`x`, computed."""

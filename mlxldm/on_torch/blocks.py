@@ -249,11 +249,12 @@ class Upsample(nn.Module):
         if rows >= h:
             return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         out = x.new_empty((n, self.conv.out_channels, 2 * h, 2 * w)).to(memory_format=torch.channels_last)
+        wraps = self.conv.padding[0] == 0  # a seamless picture has neighbours everywhere
         for top in range(0, h, rows):
             end = min(top + rows, h)
-            above, below = int(top > 0), int(end < h)  # a row of neighbours on each side, where there is one
-            band = F.interpolate(x[:, :, top - above : end + below], scale_factor=2.0, mode="nearest")
-            band = self.conv(band)[:, :, 2 * above :]
+            above, below = int(top > 0 or wraps), int(end < h or wraps)  # a row of neighbours, where there is one
+            band = x[:, :, torch.arange(top - above, end + below) % h] if wraps else x[:, :, top - above : end + below]
+            band = self.conv(F.interpolate(band, scale_factor=2.0, mode="nearest"))[:, :, 2 * above :]
             out[:, :, 2 * top : 2 * end] = band[:, :, : 2 * (end - top)]
         return out
 

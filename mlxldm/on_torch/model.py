@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..config import BertConfig, VqConfig
 from ..errors import UserError
 from .blocks import text_attentions
+from .seamless import make_seamless
 
 if TYPE_CHECKING:
     from ..clip import ClipFolder
@@ -104,6 +105,7 @@ class TorchModel:
         self._readers = text_attentions(unet)
         self._capture = device.type == "cuda"
         self._captured: Captured | None = None
+        self._seams: list[Callable[[], None]] = []  # what brings them back
 
     # Arrays in and out.
 
@@ -115,6 +117,12 @@ class TorchModel:
 
     def numpy(self, x: Tensor) -> np.ndarray:
         return x.detach().float().cpu().numpy()
+
+    def seamless(self, axes: str) -> None:
+        for restore in self._seams:
+            restore()
+        self._seams = [make_seamless(net, axes) for net in (self._unet, self._vae)] if axes else []
+        self._captured = None  # it is of the convolutions as they were
 
     def evaluate(self, x: Tensor) -> Tensor:
         return x  # torch has started already; waiting here would leave a GPU idle between two steps

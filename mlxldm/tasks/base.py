@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from ..canvas import extended_size
 from ..errors import UserError
 from ..guidance import Interval, guided, levels, part_of
 from ..job import Job
@@ -32,6 +33,8 @@ OPTIONAL = {
     "database": ("a folder of pictures to find some in", "only models that look at pictures take"),
     "neighbours": ("a number of neighbours", "only models that look at pictures take"),
     "clip": ("a CLIP", "only models that look at pictures take"),
+    "extend": ("an extension", "only models that paint a part of a picture take"),
+    "hires": ("a second pass", "only models that start from any picture have"),
 }
 
 
@@ -90,16 +93,27 @@ class Task:
 
     @classmethod
     def like(cls, job: Job, manifest: Manifest) -> tuple[int, int] | None:
-        """Width and height that the input picture asks for, in pixels; None without one."""
-        return None if job.image is None else size_of(job.image)
+        """Width and height that the input picture asks for, in pixels; None without one, and where it has its own."""
+        return None if job.image is None or job.only_masked else size_of(job.image)
 
     @classmethod
     def size(cls, job: Job, manifest: Manifest) -> tuple[int, int]:
-        """Width and height in pixels: as asked, else the input picture's (cut to whole latents), else the model's."""
+        """Width and height in pixels: as asked, else the input picture's (cut to whole latents), else the model's.
+
+        An extended picture's are its own and no others, up to whole latents.
+        """
         unit = max(8, manifest.vae.factor)
         if manifest.denoiser.diffusers == "UNet2DModel":  # which halves its latents, and knows no halves of them
             unit = max(unit, manifest.vae.factor * 2 ** (manifest.denoiser.levels - 1))
         width, height = job.width, job.height
+        if job.extend is not None and not job.only_masked:
+            whole = [-(-side // unit) * unit for side in extended_size(job)]
+            if width not in (None, whole[0]) or height not in (None, whole[1]):
+                raise UserError(
+                    f"An extended picture is as large as the picture and its extension, {whole[0]} × {whole[1]}: leave "
+                    f"width and height out, or give --only-masked to draw the new part at another size."
+                )
+            return whole[0], whole[1]
         like = cls.like(job, manifest)
         if like is not None:
             image = [side // unit * unit for side in like]
@@ -128,10 +142,6 @@ class Task:
     def start(self, draw: Draw) -> Start:
         """How one picture begins; `draw()` gives its normal numbers (1, h, w, c), in diffusers' order."""
         raise NotImplementedError
-
-    def shown(self, pixels: np.ndarray) -> np.ndarray:
-        """The picture to show, for one that was decoded: both (1, H, W, 3) in [-1, 1]."""
-        return pixels
 
     # What most of them do.
 

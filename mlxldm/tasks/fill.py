@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 class Fill(Told):
     """Beside the latents, the network takes those of the picture with black where the mask is, and the mask.
 
-    What is outside the mask is the picture's own pixels in the end. As in scripts/inpaint.py of
-    https://github.com/CompVis/latent-diffusion.
+    As in scripts/inpaint.py of https://github.com/CompVis/latent-diffusion.
     """
 
     DRAWS = "fills holes (--mask, white is one) in pictures (--image) without words"
+    TAKES = frozenset(("extend",))
     LEAVES = Told.LEAVES - {"image", "mask"}
     MORE = 1
     MORE_LATENTS = 1
 
     @classmethod
     def check(cls, job: Job, manifest: Manifest) -> Job:
-        if job.image is None or job.mask is None:
+        if job.image is None or not job.masked:
             raise UserError(f"{manifest.name} {cls.DRAWS}: give both.")
         return super().check(job, manifest)
 
@@ -40,8 +40,3 @@ class Fill(Told):
         model = self.model
         unscaled = model.numpy(around) / model.manifest.vae.scaling_factor
         return model.array(np.concatenate([unscaled, 2 * model.numpy(self.latent_mask()) - 1], axis=-1))
-
-    def shown(self, pixels: np.ndarray) -> np.ndarray:
-        image, mask = self.inputs.image, self.inputs.mask
-        assert image is not None and mask is not None
-        return image * (1 - mask) + np.clip(pixels, -1, 1) * mask

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 class Inpaint(Task):
     """Nine channels: the latents, the mask, and the latents of the picture with a hole where the mask is."""
 
-    TAKES = GUIDANCE
+    TAKES = GUIDANCE | {"extend"}
     MORE = 1
     MORE_LATENTS = 1
 
     @classmethod
     def check(cls, job: Job, manifest: Manifest) -> Job:
-        if job.image is None or job.mask is None:
+        if job.image is None or not job.masked:
             raise UserError(
                 f"{manifest.name} paints into pictures: give the picture with --image and what to paint anew with "
-                f"--mask (white in it), or choose another model."
+                f"--mask (white in it) or --extend, or choose another model."
             )
         return job if job.strength is not None else job.replace(strength=1.0)
 

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 class Paint(Task):
     """From noise; or from a picture with noise on it; or that within a mask."""
 
-    TAKES = GUIDANCE
+    TAKES = GUIDANCE | {"extend", "hires"}
 
     @classmethod
     def check(cls, job: Job, manifest: Manifest) -> Job:
         if job.image is None or job.strength is not None:
             return job
-        return job.replace(strength=0.8 if job.mask is None else 1.0)  # diffusers' own
+        return job.replace(strength=1.0 if job.masked else 0.8)  # diffusers' own
 
     def __init__(self, model: Model, job: Job, plan: Plan, inputs: Inputs):
         super().__init__(model, job, plan, inputs)

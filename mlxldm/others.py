@@ -16,7 +16,8 @@ from html import unescape
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from .job import Job
+from .errors import UserError
+from .job import Job, variation_of
 
 LONGEST = 4 << 20  # letters of a text we read
 DEEPEST = 200  # nodes of a graph between a picture and its words
@@ -186,12 +187,39 @@ def a1111(text: str) -> Found | None:
         wish.values["noise"] = "torch-cpu" if noise == "CPU" else "nvidia"
     elif noise == "NV":
         wish.values["noise"] = "nvidia"
+    _second_pass(wish, settings)
+    seed, amount = (settings.pop(key, None) for key in ("Variation seed", "Variation seed strength"))
+    if seed is not None:
+        wish.take("variation", f"{seed}:{amount}", _variation)
+    if settings.get("Tiling") == "True":
+        wish.values["seamless"] = "both"
+        del settings["Tiling"]
     model_hash = settings.pop("Model hash", None)
     for key in ("Version", "Negative prompt", "VAE hash", "Created Date", "User"):
         settings.pop(key, None)
     for key, value in settings.items():
         wish.leave(f"{key} {_short(value)}")
     return wish.found(model_hash)
+
+
+def _second_pass(wish: _Wish, settings: dict[str, str]) -> None:
+    """A picture that is drawn over has the strength of that, and 0 steps are as many as before."""
+    if "Hires upscale" not in settings:
+        return
+    wish.take("hires", settings.pop("Hires upscale"), float)
+    if "strength" in wish.values:
+        wish.values["hires_strength"] = wish.values.pop("strength")
+    wish.take("hires_steps", settings.pop("Hires steps", "0").lstrip("0"), _whole)
+    if settings.get("Hires upscaler") == "Lanczos":
+        del settings["Hires upscaler"]
+
+
+def _variation(value: str) -> str:
+    try:
+        variation_of(value)
+    except UserError:
+        raise ValueError from None
+    return value
 
 
 _KARRAS_FIRST = ("dpmpp_2m", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde")

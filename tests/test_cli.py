@@ -139,6 +139,27 @@ def test_names_of_pictures(draw, here: Path):
 
 
 @needs_mlx
+def test_parts_of_pictures_and_variations_are_made_again_from_the_picture(draw, here: Path):
+    draw("a house", "--seed", "5", "-o", "old.png")
+    pixels = np.zeros((64, 64), np.uint8)
+    pixels[16:40, 16:40] = 255
+    Image.fromarray(pixels).save("mask.png")
+    wishes = (
+        ["--image", "old.png", "--mask", "mask.png", "--mask-grow", "2", "--mask-blur", "3", "--only-masked"],
+        ["--image", "old.png", "--extend", "16,0,8,0"],
+        ["--variation", "9:0.25", "--seamless", "x", "--hires", "1.5", "--hires-steps", "3"],
+    )
+    for wish in wishes:
+        code, _, err = draw("a boat", "--seed", "5", "--steps", "2", *wish, "-o", "first.png")
+        assert code == 0, err
+        assert draw("--job", "first.png", "-o", "again.png")[0] == 0
+        assert Path("first.png").read_bytes() == Path("again.png").read_bytes()
+    code, out, _ = draw("a boat", "--seed", "5", "--steps", "1", "--variation", "9:0.25", "--count", "2")
+    assert code == 0 and out.split() == ["a-boat-5-9.png", "a-boat-5-10.png"]
+    refused(draw("a boat", "--seamless", "z"), "no seamless 'z'")
+
+
+@needs_mlx
 def test_a_count_is_that_many_seeds(draw, here: Path):
     code, out, err = draw("x", "--seed", "3", "--count", "2", "--steps", "2", "--json", "-o", "a.png")
     assert code == 0, err

@@ -80,20 +80,22 @@ def vectors(folder: str, clip: Clip, opened: ClipFolder) -> tuple[list[Path], np
     marks = {path: _mark(path) for path in paths}
     found = {path: known[mark] for path, mark in marks.items() if mark in known}
     fresh = [path for path in paths if path not in found]
-    for i in range(0, len(fresh), BATCH):
-        read: dict[Path, np.ndarray] = {}
-        for path in fresh[i : i + BATCH]:
-            try:
-                read[path] = prepared(path, opened.vision.image_size)
-            except UserError as error:
-                log.warning("%s It is left out.", error)
-        if read:
-            found |= dict(zip(read, _unit(clip.pictures(np.stack(list(read.values())))), strict=True))
+    try:
+        for i in range(0, len(fresh), BATCH):
+            read: dict[Path, np.ndarray] = {}
+            for path in fresh[i : i + BATCH]:
+                try:
+                    read[path] = prepared(path, opened.vision.image_size)
+                except UserError as error:
+                    log.warning("%s It is left out.", error)
+            if read:
+                found |= dict(zip(read, _unit(clip.pictures(np.stack(list(read.values())))), strict=True))
+    finally:  # whoever stops here goes on from here the next time
+        if fresh and found:
+            _remember(memory, {marks[path]: vector for path, vector in found.items()})
     there = [path for path in paths if path in found]
     if not there:
         raise UserError(f"None of the {len(paths)} pictures in {folder!r} can be read.")
-    if fresh:
-        _remember(memory, {marks[path]: found[path] for path in there})
     return there, np.stack([found[path] for path in there])
 
 
@@ -117,7 +119,10 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 
 def _mark(path: Path) -> str:
-    about = path.stat()
+    try:
+        about = path.stat()
+    except OSError:  # a link to nowhere: said when it is read
+        return _digest(path)
     return _digest(path.resolve(), about.st_size, about.st_mtime_ns)
 
 

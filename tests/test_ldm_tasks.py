@@ -289,8 +289,8 @@ def test_every_task_goes_with_every_kind_of_sampler(name, zoo, files):
     assert psnr(found[0], drawn(zoo(name, "mlx"), job_of(name, files))) <= APART
 
 
-@pytest.mark.parametrize("name", ["ldm-classes-v2", "ldm-retrieval"])
-def test_guidance_goes_every_way_without_words_too(name, zoo, files):
+def test_guidance_goes_every_way_without_words_too(zoo, files):
+    name = "ldm-classes-v2"
     plain = drawn(zoo(name, "mlx"), job_of(name, files))
     for change in ({"sampler": "ddim_cfgpp", "guidance": 0.5}, {"guidance_start": 0.5}, {"guidance_rescale": 0.9}):
         job = job_of(name, files, **change)
@@ -345,8 +345,8 @@ def test_a_job_is_the_picture_of_diffusers(name, sampler, width, height, zoo, pi
     pipe, config = pipes(name)
     cls, changes, _ = SCHEDULERS[sampler]
     pipe.scheduler = getattr(diffusers, cls).from_config(config, **changes)
-    how = {"num_inference_steps": 5, "generator": torch.Generator().manual_seed(7), "output_type": "np"}
-    job = Job(seed=7, steps=5, sampler=sampler, width=width, height=height)
+    how = {"num_inference_steps": 4, "generator": torch.Generator().manual_seed(7), "output_type": "np"}
+    job = Job(seed=7, steps=4, sampler=sampler, width=width, height=height)
     if name == "ldm-uncond":
         pipe.unet.register_to_config(sample_size=width // 4)
         wanted = pipe(**how).images[0]
@@ -512,10 +512,18 @@ def test_the_command_line_draws_it_and_draws_it_again(name, zoo, files, tmp_path
     assert "The job has a prompt, but" in said and "leave it out" in said
 
 
-def test_a_model_of_words_still_asks_for_a_prompt(zoo, tmp_path, capsys):
+def test_a_model_of_words_still_asks_for_a_prompt_that_it_can_read(zoo, tmp_path, capsys):
     from mlxldm.cli import main
     from mlxldm_convert.write import write
 
+    def said(*prompt: str) -> str:
+        assert main(["generate", *prompt, "--model", str(tmp_path / "model"), "--backend", "torch"]) == 2
+        return capsys.readouterr().err
+
     write(zoo("ldm-text", "view"), tmp_path / "model")
-    assert main(["generate", "--model", str(tmp_path / "model"), "--backend", "torch"]) == 2
-    assert "What should be drawn? Give a prompt" in capsys.readouterr().err
+    assert "What should be drawn? Give a prompt" in said()
+    assert "The prompt is too long for this model, which reads 75 tokens: 'a red house'" in said("a red house " * 26)
+    (tmp_path / "model" / "tokenizer" / "vocab.txt").unlink()
+    assert "lay vocab.txt of bert-base-uncased" in said("a red house")
+    (tmp_path / "model" / "tokenizer" / "vocab.txt").write_text("\n".join([*WORDS, "more"]))
+    assert "has 61 tokens, but the model's text encoder knows 60" in said("a red house")

@@ -174,16 +174,34 @@ def test_vectors_are_remembered_while_nothing_changes(home, tmp_path):
     assert seen()[0].seen == 10 and seen()[0].seen == 0
 
 
+def test_whoever_stops_goes_on_from_there(tmp_path):
+    class Stopped(Counting):
+        def pictures(self, pixels):
+            if self.seen:
+                raise KeyboardInterrupt
+            return super().pictures(pixels)
+
+    for i in range(11):
+        painted(tmp_path / f"{i}.png", i)
+    with pytest.raises(KeyboardInterrupt):
+        retrieval.vectors(str(tmp_path), Stopped(), Opened())
+    clip = Counting()
+    there, rows = retrieval.vectors(str(tmp_path), clip, Opened())
+    assert clip.seen == 11 - retrieval.BATCH and len(there) == len(rows) == 11
+
+
 def test_what_is_no_picture_is_named_and_left_out(tmp_path, caplog):
     painted(tmp_path / "a.png", 1)
+    (tmp_path / "d.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "b.png").write_bytes(b"no picture")
     painted(tmp_path / "c.png", 2, 1000, 10)
     with caplog.at_level(logging.WARNING):
         there, rows = retrieval.vectors(str(tmp_path), Counting(), Opened())
     assert [path.name for path in there] == ["a.png"] and rows.shape == (1, 3)
     assert "b.png' is not a picture" in caplog.text and "c.png' is more than 32 times as long" in caplog.text
+    assert "There is no file" in caplog.text
     (tmp_path / "a.png").unlink()
-    with pytest.raises(UserError, match="None of the 2 pictures in .* can be read"):
+    with pytest.raises(UserError, match="None of the 3 pictures in .* can be read"):
         retrieval.vectors(str(tmp_path), Counting(), Opened())
 
 

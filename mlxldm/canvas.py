@@ -126,7 +126,7 @@ class Canvas:
             painted = resized(painted.crop((x, y, x + width, y + height)), size)
         finished = self.picture.copy()
         finished.paste(painted, (left, top), self.soft.crop(self.box))
-        return np.asarray(finished.crop((0, 0, *self.size)))
+        return np.array(finished.crop((0, 0, *self.size)))
 
 
 def grown(white: np.ndarray, pixels: int) -> np.ndarray:

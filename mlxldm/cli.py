@@ -169,9 +169,10 @@ def _generate_arguments(parser: Parser) -> None:
     start.add_argument("--depth", metavar="FILE", help="for models that take one: a depth map, near is white")
     part = parser.add_argument_group("painting a part of it; the rest stays as it is, to the bit")
     part.add_argument("--mask", metavar="FILE", help="white is painted anew, black stays")
-    part.add_argument("--mask-grow", type=whole, metavar="N", help="let its white grow by N pixels; below 0: shrink")
+    part.add_argument("--mask-grow", type=whole, metavar="N",
+                      help="let its white grow, below 0 shrink, in pixels; default 0, with --extend 16")  # fmt: skip
     part.add_argument("--mask-blur", type=whole, metavar="N",
-                      help="blend the new with the old at its edge: radius in pixels, default 0")  # fmt: skip
+                      help="blend new and old at its edge: radius in pixels; default 0, with --extend 6")  # fmt: skip
     part.add_argument("--only-masked", action="store_true", default=None,
                       help="draw only what is around the mask, at the job's size, and put it back")  # fmt: skip
     part.add_argument("--mask-padding", type=whole, metavar="N", help="how much around it, in pixels; default 32")

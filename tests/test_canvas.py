@@ -188,6 +188,9 @@ def test_only_masked_draws_what_diffusers_draws(kind, task, files, tiny_folder, 
         assert np.array_equal(found[name][~white], wanted[~white])
         other = run(wish.replace(seed=4), model)[-1].pixels
         assert psnr(other[white], found[name][white]) <= APART
+        wide = run(job(files, mask=None, extend="40,0,0,0", steps=2), model)[-1].pixels
+        assert wide.shape == (70, 130, 3) and np.array_equal(wide[:, 80:], old(files)[:, 40:])
+        assert len(np.unique(wide[:, :40])) > 20
     assert psnr(found["mlx"], found["torch"]) >= BAR
 
 

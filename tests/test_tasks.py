@@ -188,6 +188,30 @@ def test_a_model_with_depth_draws_what_diffusers_draws(size, sampler, strength, 
     assert drawn(ours["mlx"], job.replace(image=None, strength=None)).shape == (size[1], size[0], 3)
 
 
+def test_a_picture_with_depth_is_drawn_over_with_depth(models, pictures, tmp_path):
+    from PIL import Image
+
+    _, ours, _ = models("sd2-depth")
+    near, _ = pictures(64, 96)
+    job = Job(prompt=PROMPT, seed=7, steps=2, width=64, height=96, depth=near, hires=1.5, hires_strength=1.0)
+    twice = drawn(ours["mlx"], job)
+    Image.fromarray(drawn(ours["mlx"], job.replace(hires=None, hires_strength=None))).save(tmp_path / "first.png")
+    by_hand = Job(prompt=PROMPT, seed=7, steps=2, width=96, height=144, depth=near, strength=1.0,
+                  image=str(tmp_path / "first.png"))  # fmt: skip
+    assert np.array_equal(twice, drawn(ours["mlx"], by_hand)) and twice.shape == (144, 96, 3)
+
+
+@pytest.mark.parametrize("kind", ["sd1-inpaint", "sd1-edit"])
+def test_models_that_start_from_no_picture_have_no_second_pass(kind, models, pictures):
+    image, mask = pictures(64, 64)
+    more = {"mask": mask} if kind == "sd1-inpaint" else {}
+    with pytest.raises(UserError, match="a second pass, which only models that start from any picture have"):
+        resolve(Job(prompt="x", image=image, hires=2.0, **more), models(kind)[1]["mlx"].manifest)
+    if kind == "sd1-edit":
+        with pytest.raises(UserError, match="an extension, which only models that paint a part of a picture take"):
+            resolve(Job(prompt="x", image=image, extend="8,0,0,0"), models(kind)[1]["mlx"].manifest)
+
+
 def test_a_depth_map_is_for_models_with_depth(models, pictures, tmp_path):
     from PIL import Image
 

@@ -349,7 +349,10 @@ class ClipVisionConfig(_Strict):
     def from_transformers(cls, values: Mapping[str, Any]) -> Self:
         """From the `vision_config` of a CLIP's `config.json`; what it leaves out has transformers' defaults."""
         defaults = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-        return cls.from_dict({**defaults, "patch_size": 32, "projection_dim": 512, **values})
+        read = {**defaults, "patch_size": 32, "projection_dim": 512, **values}
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # written into every config
+            read.pop(name, None)
+        return cls.from_dict(read)
 
     def to_transformers(self) -> dict[str, Any]:
         """Keyword arguments for transformers' `CLIPVisionConfig`."""

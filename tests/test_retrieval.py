@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 
@@ -15,7 +16,9 @@ from PIL import Image
 
 from mlxldm import retrieval, store
 from mlxldm.clip import open_clip
+from mlxldm.config import ClipTextConfig, ClipVisionConfig
 from mlxldm.errors import UserError
+from mlxldm.parameters import parameters
 
 TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
         "vocab_size": 514, "max_position_embeddings": 77, "bos_token_id": 512, "eos_token_id": 513}  # fmt: skip
@@ -232,6 +235,37 @@ def test_a_clip_as_old_versions_saved_it_is_the_same(theirs, folder, tmp_path):
     assert (ours.text, ours.vision) == (today.text, today.vision) and ours.digest != today.digest
     assert ours.names("vision") == today.names("vision") and ours.names("text") == today.names("text")
     assert today.digest == open_clip(str(folder)).digest
+
+
+# What transformers wrote into both towers' configs in 2022, as openai/clip-vit-large-patch14 has it.
+WRITTEN = {
+    "_name_or_path": "", "add_cross_attention": False, "architectures": None, "attention_dropout": 0.0,
+    "bad_words_ids": None, "chunk_size_feed_forward": 0, "cross_attention_hidden_size": None,
+    "decoder_start_token_id": None, "diversity_penalty": 0.0, "do_sample": False, "dropout": 0.0,
+    "early_stopping": False, "encoder_no_repeat_ngram_size": 0, "finetuning_task": None, "forced_bos_token_id": None,
+    "forced_eos_token_id": None, "hidden_act": "quick_gelu", "id2label": {"0": "LABEL_0"}, "initializer_factor": 1.0,
+    "initializer_range": 0.02, "is_decoder": False, "is_encoder_decoder": False, "label2id": {"LABEL_0": 0},
+    "layer_norm_eps": 1e-05, "length_penalty": 1.0, "max_length": 20, "min_length": 0, "no_repeat_ngram_size": 0,
+    "num_beam_groups": 1, "num_beams": 1, "num_return_sequences": 1, "output_attentions": False,
+    "output_hidden_states": False, "output_scores": False, "prefix": None, "problem_type": None, "projection_dim": 768,
+    "pruned_heads": {}, "remove_invalid_values": False, "repetition_penalty": 1.0, "return_dict": True,
+    "return_dict_in_generate": False, "sep_token_id": None, "task_specific_params": None, "temperature": 1.0,
+    "tie_encoder_decoder": False, "tie_word_embeddings": True, "tokenizer_class": None, "top_k": 50, "top_p": 1.0,
+    "torch_dtype": None, "torchscript": False, "transformers_version": "4.16.0.dev0", "use_bfloat16": False,
+}  # fmt: skip
+
+
+def test_the_published_clips_config_is_read():
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24}
+    ids = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    vision = WRITTEN | sizes | ids | {"model_type": "clip_vision_model", "image_size": 224, "patch_size": 14}
+    assert ClipVisionConfig.from_transformers(vision) == ClipVisionConfig()
+    assert sum(math.prod(shape) for shape in parameters(ClipVisionConfig()).values()) == 303_966_208
+    sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12}
+    ids = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
+    text = WRITTEN | sizes | ids | {"model_type": "clip_text_model", "vocab_size": 49408, "max_position_embeddings": 77}
+    text["architectures"] = ["CLIPTextModelWithProjection"]
+    assert ClipTextConfig.from_transformers(text) == ClipTextConfig(projection_dim=768)
 
 
 @needs_torch

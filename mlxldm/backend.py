@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from .clip import ClipFolder
     from .folder import Folder, Manifest
+    from .plan import Machine
 
 BACKENDS = ("mlx", "torch")
 PRECISIONS = ("float32", "float16", "bfloat16")
@@ -41,6 +42,7 @@ class Model(Protocol):
 
     manifest: Manifest
     precision: str  # of PRECISIONS: what the U-Net computes in
+    machine: Machine  # where it is: what the memory plan goes by
     description: str  # for people: "MLX 0.32.4 on the CPU (OpenBLAS), float32"
 
     def array(self, x: np.ndarray) -> Array:
@@ -142,6 +144,13 @@ def load(folder: Folder, backend: str = "auto", device: str | None = None, preci
     choice = choose(backend, device)
     check_precision(precision)
     return _module(choice.backend).load(folder, choice.device, precision)
+
+
+def machine(choice: Choice, precision: str = "auto") -> Machine:
+    """Where `load` would put a model and in what precision, without loading one; raises as `load` does."""
+    check_precision(precision)
+    found: Machine = _module(choice.backend).machine(choice.device, precision)
+    return found
 
 
 def check_precision(precision: str) -> None:

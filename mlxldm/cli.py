@@ -21,6 +21,7 @@ from .terminal import Bar, Parser, guarded, real, size, whole
 if TYPE_CHECKING:
     from .folder import Folder
     from .job import Job
+    from .plan import MemoryPlan
 
 # Spelled out so that `--help` imports no numerics; a test holds them equal to SAMPLERS and SPACINGS.
 SAMPLERS = (
@@ -140,6 +141,8 @@ def _generate_arguments(parser: Parser) -> None:
     model = parser.add_argument_group("model and machine")
     model.add_argument("--model", metavar="MODEL", help="name, folder or hub id; default: the embedded model, scenes")
     _where(model)
+    model.add_argument("--memory", type=real, metavar="GB", help="how much may be used; default: what is free here")
+    model.add_argument("--plan", action="store_true", help="say how much memory it will take, stage by stage, and stop")
     wish = parser.add_argument_group("picture")
     wish.add_argument("--negative", metavar="TEXT", help="what should not be there")
     wish.add_argument("--seed", type=whole, metavar="N", help="same seed, same picture; default: a new one")
@@ -211,12 +214,16 @@ def _generate(args: argparse.Namespace) -> int:
 
     from .generate import Step, generate, resolve
     from .picture import check_writable, save_png
+    from .plan import plan
     from .tasks import task_of
 
     if args.prompt is None and args.job is None and "prompt" not in task_of(folder.manifest).LEAVES:
         raise UserError('What should be drawn? Give a prompt: mlxldm generate "a lighthouse at dusk".')
     job = resolve(wish, folder.manifest)
     check_prompts(folder, job)
+    memory = _memory(args.memory)
+    if args.plan:
+        return _plan(args, plan(folder.manifest, backend.machine(choice, args.precision), job, memory))
     outputs = _outputs(args.output, job)
     for path in outputs:
         check_writable(path)
@@ -228,10 +235,13 @@ def _generate(args: argparse.Namespace) -> int:
         model = backend.load(folder, choice.backend, choice.device, args.precision)
         bar.clear()
         say(f"{model.description}: {choice.why}.")
+        short = plan(folder.manifest, model.machine, job, memory).short
+        if short:
+            say(short)
         made_by = {"mlxldm": __version__, "backend": model.description}
         started = time.perf_counter()
         bar.show("reading the prompt")
-        for event in generate(model, job):
+        for event in generate(model, job, memory):
             if isinstance(event, Step):
                 several = f"picture {event.index + 1}/{job.count}, " if job.count > 1 else ""
                 bar.move((event.index + event.step / event.of) / job.count, f"{several}step {event.step}/{event.of}")
@@ -256,6 +266,30 @@ def _generate(args: argparse.Namespace) -> int:
                 "memory": model.memory(),
             }
         )
+    return 0
+
+
+def _memory(gigabytes: float | None) -> int | None:
+    """--memory in bytes."""
+    if gigabytes is None:
+        return None
+    if not 0 < gigabytes < 1e6:  # false for NaN too
+        raise UserError(f"--memory is {gigabytes}, but it must be a number of gigabytes above 0, such as 8.")
+    return round(gigabytes * 1e9)
+
+
+def _plan(args: argparse.Namespace, plan: MemoryPlan) -> int:
+    """What --plan prints."""
+    if args.json:
+        _print_json(plan.to_json())
+        return 0
+    rows = [["stage", "peak memory", "what is done"]]
+    rows += [[stage.name, size(stage.bytes), stage.what] for stage in plan.stages]
+    free = "unknown" if plan.available is None else size(plan.available)
+    where = f"{plan.machine.backend} {plan.machine.device}, {plan.machine.precision}"
+    _table([*rows, ["in all", size(plan.peak), f"of {free} on {where}"]])
+    if plan.short:
+        say(plan.short)
     return 0
 
 

@@ -9,6 +9,7 @@ its image-to-image and inpainting brothers give for the same seed.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import secrets
 import time
@@ -19,12 +20,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import canvas, passes
+from . import canvas, passes, tiles
 from .errors import UserError, nearest
 from .guidance import levels, part_of
 from .job import NOISES, SEAMLESS, Job, variation_of
 from .noise import Mixed, Noise
 from .picture import load_image, stretched
+from .plan import sides
 from .samplers import CFGPP, SAMPLERS, Array
 from .schedule import SPACINGS, Plan, Schedule
 from .tasks import Inputs, Task, task_of
@@ -57,12 +59,14 @@ class Picture:
     seconds: float  # from its first random number to its last pixel, without the text encoder
 
 
-def generate(model: Model, job: Job) -> Iterator[Step | Picture]:
+def generate(model: Model, job: Job, memory: int | None = None) -> Iterator[Step | Picture]:
     """Work on `job`: a `Step` after every sampling step and a `Picture` when one is finished, `count` times.
+
+    `memory`: bytes that may be used, by which the autoencoder works in tiles or not (`plan`); None: what there is.
 
     Raises `UserError` at once for a job the model cannot do (`resolve`). Stop by not asking for more.
     """
-    return _pictures(model, resolve(job, model.manifest))
+    return _pictures(model, resolve(job, model.manifest), memory)
 
 
 # The job.
@@ -228,20 +232,20 @@ def _passes(job: Job, manifest: Manifest) -> list[Job]:
 # The work.
 
 
-def _pictures(model: Model, job: Job) -> Iterator[Step | Picture]:
+def _pictures(model: Model, job: Job, memory: int | None) -> Iterator[Step | Picture]:
     """The pictures of a resolved job."""
     first, *over = _passes(job, model.manifest)
     of = sum(_plan(each, model.manifest).steps for each in (first, *over))
     inputs, finish = _inputs(first, model.manifest)
     with _seamless(model, job.seamless):
-        task = _task(model, first, inputs)
+        task = _task(model, first, inputs, memory)
         for index in range(job.count):
             began = time.perf_counter()
             own = job.numbered(index)
             pixels = finish((yield from _walk(task, own, index, 0, of)))
             for each in over:
                 assert each.width is not None and each.height is not None
-                again = _task(model, each, Inputs(stretched(pixels, each.width, each.height)))
+                again = _task(model, each, Inputs(stretched(pixels, each.width, each.height)), memory)
                 pixels = yield from _walk(again, own, index, task.plan.steps, of)
             yield Picture(index, pixels, own, time.perf_counter() - began)
 
@@ -266,10 +270,12 @@ def _walk(task: Task, own: Job, index: int, done: int, of: int) -> Generator[Ste
         model.evaluate(x)
         yield Step(index, done + step, of, plan.sigmas[step - 1], guess, time.perf_counter() - clock)
         clock = time.perf_counter()
-    return _bytes(model.numpy(model.decode(start.finish(x * plan.end_scale))))
+    return _bytes(tiles.decode(model, start.finish(x * plan.end_scale), task.inputs.decode_tile, own.seamless))
 
 
-def _task(model: Model, job: Job, inputs: Inputs) -> Task:
+def _task(model: Model, job: Job, inputs: Inputs, memory: int | None) -> Task:
+    encode, decode = sides(model.manifest, model.machine, job, memory, inputs.image is not None)
+    inputs = dataclasses.replace(inputs, encode_tile=encode, decode_tile=decode)
     return task_of(model.manifest)(model, job, _plan(job, model.manifest), inputs)
 
 

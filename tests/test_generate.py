@@ -15,6 +15,7 @@ from mlxldm.generate import Picture, Step, generate, resolve
 from mlxldm.guidance import guided, masked
 from mlxldm.job import Job
 from mlxldm.noise import Noise
+from mlxldm.plan import Machine
 from mlxldm.schedule import Schedule
 
 MANIFEST = little.Little().manifest  # 64 × 64 pixels, 4 steps of ddim, guidance 3; latents are 8 × 8 × 4
@@ -22,6 +23,8 @@ MANIFEST = little.Little().manifest  # 64 × 64 pixels, 4 steps of ddim, guidanc
 
 class Fake:
     """A `Model` that remembers what it was asked."""
+
+    machine = Machine("torch", "cpu", "float32")
 
     def __init__(self, manifest=MANIFEST, blur=0.25):
         self.manifest, self.blur = manifest, blur

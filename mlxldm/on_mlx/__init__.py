@@ -24,6 +24,7 @@ VERSION: str = mx.__version__  # type: ignore[attr-defined]
 
 if TYPE_CHECKING:
     from ..folder import Folder
+    from ..plan import Machine
     from .model import MlxModel
 
 
@@ -32,6 +33,13 @@ def load(folder: Folder, device: str | None = None, precision: str = "auto") -> 
     from .model import MlxModel
 
     return MlxModel(folder, device, precision)
+
+
+def machine(device: str | None = None, precision: str = "auto") -> Machine:
+    """Where `load` would put a model, and in what precision; a UserError for what is not here."""
+    from .model import machine
+
+    return machine(device, precision)
 
 
 def probe() -> dict[str, Any]:

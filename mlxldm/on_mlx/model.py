@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,6 +14,7 @@ from mlx.utils import tree_flatten
 
 from ..config import BertConfig
 from ..errors import UserError
+from ..plan import CACHE, PICTURE_CACHE, Machine
 from ..tokenizer import Tokenizer, open_tokenizer
 from . import BLAS, VERSION, cpu
 from .bert import BertText
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 M = TypeVar("M", bound=nn.Module)
-CACHE = 1 << 30  # bytes of freed memory MLX may keep for the next step; fresh memory costs a CPU a fault every 4 KB
 
 
 @dataclass
@@ -51,6 +52,21 @@ class Cond:
     guided: bool
 
 
+def machine(device: str | None = None, precision: str = "auto") -> Machine:
+    """Where a model would compute, and in what, if it were loaded now; a UserError for what is not here."""
+    if device not in (None, "cpu", "gpu"):
+        raise UserError(f"MLX has no device {device!r}: say cpu or gpu, or leave it out.")
+    if device == "gpu" and not mx.is_available(mx.gpu):
+        raise UserError("MLX found no GPU on this machine: leave --device out, or say cpu.")
+    if precision not in ("auto", *DTYPES):
+        raise UserError(f"MLX has no precision {precision!r}: say {', '.join(DTYPES)} or auto.")
+    gpu = mx.default_device() == mx.gpu if device is None else device == "gpu"
+    if precision == "auto":
+        precision = "float16" if gpu else "float32"
+    memory = mx.device_info().get("max_recommended_working_set_size") if gpu else None
+    return Machine("mlx", "gpu" if gpu else "cpu", precision, None if memory is None else int(memory))
+
+
 class MlxModel:
     """All parts of a folder, loaded; see `mlxldm.backend.Model` for what each method does.
 
@@ -58,17 +74,11 @@ class MlxModel:
     """
 
     def __init__(self, folder: Folder, device: str | None = None, precision: str = "auto"):
-        if device not in (None, "cpu", "gpu"):
-            raise UserError(f"MLX has no device {device!r}: say cpu or gpu, or leave it out.")
-        if device == "gpu" and not mx.is_available(mx.gpu):
-            raise UserError("MLX found no GPU on this machine: leave --device out, or say cpu.")
-        if precision not in ("auto", *DTYPES):
-            raise UserError(f"MLX has no precision {precision!r}: say {', '.join(DTYPES)} or auto.")
+        self.machine = machine(device, precision)
+        precision = self.machine.precision
+        self._gpu = self.machine.device == "gpu"
         if device is not None:
-            mx.set_default_device(mx.Device(mx.gpu if device == "gpu" else mx.cpu))
-        self._gpu = mx.default_device() == mx.gpu
-        if precision == "auto":
-            precision = "float16" if self._gpu else "float32"
+            mx.set_default_device(mx.Device(mx.gpu if self._gpu else mx.cpu))
         mx.set_cache_limit(0)  # while loading, what is freed is not needed again
         mx.reset_peak_memory()
 
@@ -219,14 +229,19 @@ class MlxModel:
     def encode_image(self, pixels: mx.array) -> tuple[mx.array, mx.array]:
         """Mean and standard deviation of the picture's latent, scaled for the U-Net."""
         config = self.manifest.vae
-        mean, deviation = self._vae.encode(pixels)
+        with _little_cache():
+            mean, deviation = self._vae.encode(pixels)
+            mx.eval(mean, deviation)
         shift = config.shift_factor or 0.0
         return (mean - shift) * config.scaling_factor, deviation * config.scaling_factor
 
     def decode(self, latent: mx.array) -> mx.array:
         """Pixels of a latent of the U-Net's scale."""
         config = self.manifest.vae
-        return self._vae.decode(latent / config.scaling_factor + (config.shift_factor or 0.0))
+        with _little_cache():
+            pixels = self._vae.decode(latent / config.scaling_factor + (config.shift_factor or 0.0))
+            mx.eval(pixels)
+        return pixels
 
     def seamless(self, axes: str) -> None:
         """Pictures continue on their other side from now on, along "x", "y" or "both"; "" ends it."""
@@ -258,6 +273,17 @@ class MlxModel:
         self._texts, self._classes, self._rescaler = [], None, None
         self._unet = self._vae = None  # type: ignore[assignment]
         mx.clear_cache()
+
+
+@contextmanager
+def _little_cache() -> Iterator[None]:
+    """While the autoencoder works: its arrays are too large and too few for a large cache to save time."""
+    mx.set_cache_limit(PICTURE_CACHE)
+    mx.clear_cache()
+    try:
+        yield
+    finally:
+        mx.set_cache_limit(CACHE)
 
 
 def fill(module: M, folder: Folder, part: str, dtype: mx.Dtype, packed: bool = False) -> M:

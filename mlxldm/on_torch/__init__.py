@@ -12,6 +12,7 @@ from ..errors import UserError
 
 if TYPE_CHECKING:
     from ..folder import Folder
+    from ..plan import Machine
     from .model import TorchModel
 
 NEEDS = ("torch", "diffusers", "transformers")
@@ -23,6 +24,21 @@ def load(folder: Folder, device: str | None = None, precision: str = "auto") -> 
     Raises `UserError` if torch, diffusers or transformers are missing, the device is not here, the model needs what
     this backend lacks, or the folder's tensors are not those that its config asks for.
     """
+    _import()
+    from .build import build
+
+    return build(folder, device, precision)
+
+
+def machine(device: str | None = None, precision: str = "auto") -> Machine:
+    """Where `load` would put a model, and in what precision; raises what `load` would for what is not here."""
+    _import()
+    from .build import machine
+
+    return machine(device, precision)[0]
+
+
+def _import() -> None:
     try:
         import diffusers  # noqa: F401
         import torch  # noqa: F401
@@ -32,9 +48,6 @@ def load(folder: Folder, device: str | None = None, precision: str = "auto") -> 
             f"The torch backend needs {', '.join(NEEDS)}, and importing them failed ({error}): "
             f'pip install "mlxldm[torch]".'
         ) from None
-    from .build import build
-
-    return build(folder, device, precision)
 
 
 def probe() -> dict[str, Any] | None:

@@ -30,6 +30,7 @@ from ..clip import ClipFolder
 from ..config import BertConfig, ClipTextConfig, UNetConfig, VqConfig
 from ..errors import UserError
 from ..folder import Folder, Manifest
+from ..plan import Machine
 from ..tokenizer import open_tokenizer
 from .blocks import quicken_unet, quicken_vae
 from .clip import TorchClip
@@ -44,12 +45,25 @@ def build(folder: Folder, device: str | None, precision: str) -> TorchModel:
     manifest = folder.manifest
     _check(manifest)
     where = _device(device)
+    found, dtype, why = machine(device, precision)
     try:
-        return _build(folder, where, *_dtype(where, precision))
+        model = _build(folder, where, dtype, why)
     except torch.cuda.OutOfMemoryError:
         raise UserError(
             f"The GPU's memory is not enough for {manifest.name}: close what else uses it, or take --device cpu."
         ) from None
+    model.machine = found
+    return model
+
+
+def machine(device: str | None, precision: str) -> tuple[Machine, torch.dtype, str]:
+    """Where a model would compute, if it were loaded now; in which numbers, and why in these."""
+    where = _device(device)
+    dtype, why = _dtype(where, precision)
+    memory = None
+    if where.type == "cuda":  # what this process has reserved from the GPU is not free, but ours
+        memory = torch.cuda.mem_get_info(where)[0] + torch.cuda.memory_reserved(where)
+    return Machine("torch", str(where), str(dtype).split(".")[-1], memory), dtype, why
 
 
 def _build(folder: Folder, where: torch.device, dtype: torch.dtype, why: str) -> TorchModel:

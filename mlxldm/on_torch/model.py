@@ -24,6 +24,7 @@ from .seamless import make_seamless
 if TYPE_CHECKING:
     from ..clip import ClipFolder
     from ..folder import Manifest
+    from ..plan import Machine
     from ..tokenizer import Tokenizer
     from .clip import TorchClip
     from .told import ClassEmbedder, Rescaler
@@ -83,6 +84,8 @@ class Cond:
 
 class TorchModel:
     """A model on one torch device. Faces outwards as `backend.Model` says: float32, NHWC, one picture."""
+
+    machine: Machine  # `build` says it
 
     def __init__(
         self,

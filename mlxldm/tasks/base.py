@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from .. import tiles
 from ..canvas import extended_size
 from ..errors import UserError
 from ..guidance import Interval, guided, levels, part_of
@@ -55,6 +56,8 @@ class Inputs:
 
     image: np.ndarray | None = None  # (1, H, W, 3) float32 in [-1, 1]; at the latents' size for tasks that say so
     mask: np.ndarray | None = None  # (1, H, W, 1) float32: 1 is painted anew, 0 stays
+    encode_tile: int | None = None  # latents a side of what the autoencoder takes at once; None: whole pictures
+    decode_tile: int | None = None
 
 
 def _as_it_is(latent: Array) -> Array:
@@ -172,7 +175,7 @@ class Task:
 
     def encode(self, pixels: np.ndarray) -> tuple[Array, Array]:
         """Mean and standard deviation of the latent of `pixels` (1, H, W, 3)."""
-        return self.model.encode_image(self.model.array(pixels))
+        return tiles.encode(self.model, pixels, self.inputs.encode_tile)
 
     def latent_mask(self) -> Array:
         """The mask at the size of the latents: as diffusers does, every `factor`-th pixel of it."""

@@ -51,12 +51,27 @@ class Model(Protocol):
     def numpy(self, x: Array) -> np.ndarray:
         """`x` as float32 NumPy; waits until it is computed."""
 
-    def encode_text(self, prompt: str, negative: str | None, width: int, height: int, zeros: bool = False) -> Any:
+    def encode_text(
+        self,
+        prompt: str | None,
+        negative: str | None,
+        width: int,
+        height: int,
+        zeros: bool = False,
+        *,
+        scores: tuple[float, float] | None = None,
+        level: int | None = None,
+        guidance: float | None = None,
+    ) -> Any:
         """The conditioning for `predict`, opaque to everyone else. `negative` None means: no guidance, one row.
 
-        `zeros`: all that the encoders make of the negative prompt becomes zeros (`Manifest.zeros_for_empty`).
+        `zeros`: all that the encoders make of the negative prompt becomes zeros (`Manifest.zeros_for_empty`). So does
+        it of a `prompt` that is None.
         `width` and `height` are the picture's, in pixels (some families are told the size). What depends on the
         text alone (keys and values of the cross attention) is computed once here or on first use, not every step.
+        What single kinds of networks are told besides: `scores`, how beautiful the picture is to be, and one for the
+        negative prompt (SDXL's refiner); `level`, the noise in the small picture (the x4 upscaler); `guidance`, which
+        they do themselves (latent consistency models).
         """
 
     def embed_ids(self, ids: Sequence[int]) -> Array:

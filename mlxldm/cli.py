@@ -156,6 +156,9 @@ def _generate_arguments(parser: Parser) -> None:
     wish.add_argument("--spacing", metavar="NAME", help="where the steps lie: " + " ".join(SPACINGS))
     wish.add_argument("--width", type=whole, metavar="N", help="pixels, a multiple of 8")
     wish.add_argument("--height", type=whole, metavar="N", help="pixels, a multiple of 8")
+    wish.add_argument("--tile", type=whole, metavar="N",
+                      help="make it in tiles of N pixels that overlap, for what is larger than the model was taught or "
+                      "memory holds; default: upscalers above 1024")  # fmt: skip
     wish.add_argument("--count", type=whole, metavar="N", help="pictures, with the seeds N, N+1, ...")
     wish.add_argument("--noise", metavar="NAME", help="torch-cpu (the default) or nvidia: whose random numbers")
     wish.add_argument("--variation", metavar="SEED:AMOUNT", help="mix another seed in, 0 to 1; --count N counts that "
@@ -167,6 +170,8 @@ def _generate_arguments(parser: Parser) -> None:
     start = parser.add_argument_group("starting from a picture")
     start.add_argument("--image", metavar="FILE", help="picture to start from")
     start.add_argument("--strength", type=real, metavar="F", help="how much of it to change, 0 to 1")
+    start.add_argument("--noise-level", type=whole, metavar="N",
+                       help="for models that make it larger: noise to put on it first; default 20")  # fmt: skip
     start.add_argument("--image-guidance", type=real, metavar="F",
                        help="for models that edit as told: how closely to keep to it; default 1.5")  # fmt: skip
     start.add_argument("--depth", metavar="FILE", help="for models that take one: a depth map, near is white")
@@ -198,6 +203,7 @@ _WISHES = (
     "guidance_rescale", "guidance_start", "guidance_stop", "image", "strength", "image_guidance", "depth", "mask",
     "noise", "label", "boxes", "semantic", "database", "neighbours", "clip", "variation", "seamless", "hires",
     "hires_strength", "hires_steps", "mask_grow", "mask_blur", "only_masked", "mask_padding", "extend",
+    "noise_level", "tile",
 )  # fmt: skip
 
 

@@ -1133,6 +1133,11 @@ class LowScaleConfig(_Strict):
                 f"if nothing is said; they must lie within each other."
             )
 
+    @property
+    def schedule(self) -> ScheduleConfig:
+        """The same as a schedule."""
+        return ScheduleConfig(self.beta_schedule, self.beta_start, self.beta_end, None, self.num_train_timesteps)
+
     @classmethod
     def from_diffusers(cls, values: Mapping[str, Any], most: Any = 350) -> Self:
         """From the `scheduler_config.json` of a pipeline's `low_res_scheduler`, and its `max_noise_level`."""

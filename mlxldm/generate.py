@@ -105,6 +105,12 @@ def resolve(job: Job, manifest: Manifest) -> Job:
         width=width,
         height=height,
     )
+    does_it = manifest.denoiser.time_cond_proj_dim is not None
+    if does_it and (sampler in CFGPP or any(getattr(job, name) is not None for name in GUIDANCE)):
+        raise UserError(
+            f"{manifest.name} is told the guidance as a number and does it itself: take no sampler of CFG++, and no "
+            f"guidance rescale, start or stop."
+        )
     if sampler in CFGPP and not task.TAKES >= GUIDANCE:
         raise UserError(f"{sampler} is for models that are guided by words alone; {manifest.name} is none: take ddim.")
     for each in _passes(job, manifest):
@@ -149,6 +155,8 @@ def _check_plain(job: Job) -> None:
     for what, part in (("rescale", job.guidance_rescale), ("start", job.guidance_start), ("stop", job.guidance_stop)):
         if part is not None and not 0 <= part <= 1:  # false for NaN too
             raise UserError(f"The job's guidance {what} is {part}, but it must lie between 0 and 1.")
+    if job.tile is not None and (job.tile < 64 or job.tile % 8):
+        raise UserError(f"The job's tile is {job.tile} pixels, but it must be a multiple of 8 from 64 up.")
     if job.noise not in NOISES:
         raise UserError(f"There is no noise {job.noise!r}.{nearest(job.noise, NOISES)} There are {', '.join(NOISES)}.")
 
@@ -172,6 +180,9 @@ def _check_seamless(job: Job, manifest: Manifest) -> None:
     if job.only_masked or job.extend is not None:
         raise UserError("Only whole pictures are seamless: leave out --seamless, or --only-masked and --extend.")
     assert job.width is not None and job.height is not None
+    largest, tile = max(job.width, job.height), job.tile or task_of(manifest).TILE
+    if tile is not None and tile < largest:
+        raise UserError(f"Tiles of {tile} pixels have edges: leave --seamless out, or say --tile {largest}.")
     unit = manifest.vae.factor * 2 ** (manifest.denoiser.levels - 1)
     for axis, name, side in (("x", "width", job.width), ("y", "height", job.height)):
         if job.seamless in (axis, "both") and side % unit:
@@ -260,7 +271,11 @@ def _walk(task: Task, own: Job, index: int, done: int, of: int) -> Generator[Ste
     if own.variation is not None:
         other, amount = variation_of(own.variation)
         first = Mixed(noise, Noise(other, own.noise), amount)
-    start = task.start(lambda: model.array(first.draw(*shape)))
+
+    def draw(channels: int | None = None) -> Array:
+        return model.array(first.draw(*shape[:3], channels or shape[3]))
+
+    start = task.start(draw)
     model.evaluate(start.x)  # so that the first step's seconds are its own
     clock = time.perf_counter()
     walk = SAMPLERS[own.sampler](

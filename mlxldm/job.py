@@ -49,6 +49,8 @@ class Job:
     hires_steps: int | None = None
     image: str | None = None  # path of the picture to start from
     strength: float | None = None  # how much of it to change, 0 to 1
+    noise_level: int | None = None  # for models that enlarge: how much noise to put on the picture first
+    tile: int | None = None  # pixels: make the picture in tiles of this size that overlap
     image_guidance: float | None = None  # for models that edit: how closely to keep to the picture
     depth: str | None = None  # path of a depth map, near is white: for models that take one
     mask: str | None = None  # path of the mask: white is painted anew, black stays

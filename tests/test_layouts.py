@@ -147,9 +147,9 @@ def test_a_model_from_which_layers_were_taken_away_takes_a_job(kind, files):
 
 
 @pytest.mark.parametrize("kind", ["sdxl-edit", "sdxl-refiner", "upscaler"])
-def test_a_model_that_is_not_drawn_with_yet_says_so_in_a_sentence(kind, files):
+def test_a_model_that_wants_a_picture_says_so_in_a_sentence(kind, files):
     manifest = view(files[kind], Wish(family=kind)).manifest
-    with pytest.raises(UserError, match="opens and converts, but this version does not draw with it") as error:
+    with pytest.raises(UserError, match="give (it|one) with --image") as error:
         resolve(Job(prompt="x"), manifest)
     assert "\n" not in str(error.value) and manifest.name in str(error.value)
 

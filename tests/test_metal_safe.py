@@ -25,13 +25,18 @@ from mlxldm.on_mlx.clip_vision import ClipVision  # noqa: E402
 from mlxldm.on_mlx.device import form  # noqa: E402
 from mlxldm.on_mlx.model import fill, pad_heads  # noqa: E402
 from mlxldm.on_mlx.told import Rescaler  # noqa: E402
-from mlxldm.on_mlx.unet import UNet  # noqa: E402
+from mlxldm.on_mlx.unet import UNet, guidance_waves  # noqa: E402
 from mlxldm.on_mlx.vae import Vae, Vq  # noqa: E402
 
 VISION = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 20,
     "patch_size": 5, "projection_dim": 24,
 }  # fmt: skip
+# U-Nets that are told more than a text: the noise of the small picture, the guidance
+TOLD = {
+    "upscaler": UNETS["sd1"] | {"num_class_embeds": 5},
+    "lcm": UNETS["sd1"] | {"time_cond_proj_dim": 12},
+}
 METAL = set(
     "Abs Add AddMM Arange ArgReduce AsStrided AsType Broadcast BroadcastAxes Concatenate Convolution Copy Cos Divide "
     "Equal Erf Exp ExpandDims Flatten Full Gather GatherAxis Greater GreaterEqual LayerNorm Less LessEqual Log Matmul "
@@ -99,6 +104,15 @@ def graphs(dtype: mx.Dtype) -> dict[str, tuple[Callable, list[mx.array]]]:
             return unet(x, unet.embed(3.0, added=(pooled, inputs["sizes"])), unet.keys_values(text))
 
         found[f"unet {kind}"] = (step, [arrays["latent"], arrays["text"], arrays["pooled"].astype(dtype)])
+    for kind, settings in TOLD.items():
+        unet = part(UNet, UNetConfig.from_dict(settings), "denoiser", 2)
+        pad_heads(unet)
+        more = {"labels": mx.array([3, 3])} if kind == "upscaler" else {"condition": guidance_waves([8.5] * 2, 12)}
+
+        def told(x, text, unet=unet, more=more):
+            return unet(x, unet.embed(3.0, **more), unet.keys_values(text))
+
+        found[f"unet {kind}"] = (told, [arrays["latent"], arrays["text"]])
     return found
 
 
@@ -112,7 +126,7 @@ def vars_of(output) -> tuple[mx.array, mx.array]:
     [
         *("text", "vision", "bert", "vq decode", "vq encode", "rescaler"),
         *(f"{kind} {way}" for kind in VAES for way in ("decode", "encode")),
-        *(f"unet {kind}" for kind in (*UNETS, *ALONE)),
+        *(f"unet {kind}" for kind in (*UNETS, *ALONE, *TOLD)),
     ],
 )
 def test_every_graph_runs_on_metal_in_its_own_type(name, dtype):

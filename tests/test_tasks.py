@@ -56,13 +56,16 @@ def models(tmp_path_factory):
                 # made for CLIP's own vocabulary, whose last token is not this tokenizer's
                 for inner in () if module is None else module.modules():
                     if hasattr(inner, "eos_token_id"):
-                        inner.eos_token_id = tiny.tokenizer.eos_token_id
+                        inner.eos_token_id = (tiny.tokenizer or tiny.tokenizer_2).eos_token_id
             path = single_files.folder(tiny, kind, root / kind)
             folder = view(path)
             cls = getattr(diffusers, single_files.LAYOUTS[kind][1])
             wanted = inspect.signature(cls).parameters
             parts = {name: tiny.components.get(name) for name, about in wanted.items() if about.default is about.empty}
-            pipe = cls(**parts, **{name: False for name in ("requires_safety_checker",) if name in wanted})
+            if "low_res_scheduler" in wanted:
+                parts["low_res_scheduler"] = diffusers.DDPMScheduler.from_pretrained(path / "low_res_scheduler")
+            said = {"requires_safety_checker": False, "requires_aesthetics_score": kind == "sdxl-refiner"}
+            pipe = cls(**parts, **{name: value for name, value in said.items() if name in wanted})
             pipe.set_progress_bar_config(disable=True)
             ours = {name: mlxldm.backend.load(folder, name, "cpu", "float32") for name in ("mlx", "torch")}
             made[kind] = pipe, ours, path

@@ -21,7 +21,7 @@ from .bert import BertText
 from .clip import ClipText, TextOutput
 from .layers import FUSED_HEADS, Conv2d, PackedLinear
 from .told import ClassEmbedder, Rescaler
-from .unet import KeysValues, UNet
+from .unet import KeysValues, UNet, guidance_waves
 from .vae import autoencoder
 
 if TYPE_CHECKING:
@@ -35,10 +35,12 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass
 class Text:
-    """A prompt, ready for every step: keys and values of all cross-attentions, SDXL's pooled text and sizes."""
+    """A prompt, ready for every step: keys and values of all cross-attentions, and what `UNet.embed` takes."""
 
     keys_values: list[KeysValues]
-    added: tuple[mx.array, np.ndarray] | None = None
+    added: tuple[mx.array, np.ndarray] | None = None  # SDXL's pooled text and sizes
+    labels: mx.array | None = None
+    condition: mx.array | None = None
 
 
 @dataclass
@@ -84,10 +86,8 @@ class MlxModel:
 
         self.manifest = manifest = folder.manifest
         config = manifest.denoiser
-        if config.time_cond_proj_dim is not None or config.class_embed_type is not None or config.num_class_embeds:
-            raise UserError(
-                f"{manifest.name} is a U-Net with class labels or an embedded guidance, which mlxldm cannot drive yet."
-            )
+        if config.class_embed_type is not None or (config.num_class_embeds and manifest.task != "upscale"):
+            raise UserError(f"{manifest.name} wants a class with every picture, which this version cannot give.")
         self.precision = precision
         dtype = DTYPES[precision]
         # SDXL's autoencoder overflows in float16, and its config says so; those of SD 1.x and 2.x say so and do not
@@ -121,12 +121,27 @@ class MlxModel:
         """`x` as float32 NumPy."""
         return np.array(x.astype(mx.float32))
 
-    def encode_text(self, prompt: str, negative: str | None, width: int, height: int, zeros: bool = False) -> Cond:
+    def encode_text(
+        self,
+        prompt: str | None,
+        negative: str | None,
+        width: int,
+        height: int,
+        zeros: bool = False,
+        *,
+        scores: tuple[float, float] | None = None,
+        level: int | None = None,
+        guidance: float | None = None,
+    ) -> Cond:
         """Both texts through the text encoders and into keys and values; width and height of the picture in pixels."""
         prompts: list[str | None] = [prompt] if negative is None else [prompt, None if zeros else negative]
+        # SDXL is told the size of its training picture, the corner it was cut at, and the size wanted or a score
+        wanted = [[height, width]] * 2 if scores is None else [[score] for score in scores]
+        sizes = np.array([[height, width, 0, 0, *last] for last in wanted[: len(prompts)]], np.float32)
         # two batches of one run side by side on a CPU; a GPU wants one batch of two
-        rows = [prompts] if self._gpu else [[text] for text in prompts]
-        return self._cond([self._text(row, width, height) for row in rows], guided=negative is not None)
+        parts = [slice(None)] if self._gpu else [slice(row, row + 1) for row in range(len(prompts))]
+        texts = [self._text(prompts[part], sizes[part], level, guidance) for part in parts]
+        return self._cond(texts, guided=negative is not None)
 
     def condition(self, told: mx.array | None, without: mx.array | None) -> Cond:
         """What is told, in place of a text, and what is told where nothing is: each (1, L, width) of one length."""
@@ -140,6 +155,7 @@ class MlxModel:
     @staticmethod
     def _cond(batches: list[Text], guided: bool) -> Cond:
         mx.eval([text.keys_values for text in batches], [text.added[0] for text in batches if text.added])
+        mx.eval([told for text in batches for told in (text.labels, text.condition) if told is not None])
         return Cond(batches, guided)
 
     def text_states(self, prompt: str) -> mx.array:
@@ -171,19 +187,21 @@ class MlxModel:
             outputs.append(encoder([tokenizer.ids(text, length) for text in prompts]))
         return outputs
 
-    def _text(self, prompts: list[str | None], width: int, height: int) -> Text:
+    def _text(self, prompts: list[str | None], sizes: np.ndarray, level: int | None, guidance: float | None) -> Text:
         """Of each prompt; of None it is zeros before the U-Net makes anything of it."""
         outputs = self._encode([text or "" for text in prompts])
         given = mx.array([text is not None for text in prompts])[:, None]
         hidden = mx.concatenate([output.hidden for output in outputs], axis=-1) * given[..., None]
-        added = None
+        added = labels = condition = None
         if self.manifest.denoiser.addition_embed_type == "text_time":
-            # SDXL is told the size of its training picture, the corner it was cut at, and the size wanted
-            sizes = np.array([[height, width, 0, 0, height, width]] * len(prompts), np.float32)
             pooled = outputs[-1].pooled
             assert pooled is not None
             added = (pooled * given, sizes)
-        return Text(self._unet.keys_values(hidden), added)
+        if level is not None:
+            labels = mx.array([level] * len(prompts))
+        if guidance is not None:
+            condition = guidance_waves([guidance] * len(prompts), self.manifest.denoiser.time_cond_proj_dim or 0)
+        return Text(self._unet.keys_values(hidden), added, labels, condition)
 
     def predict(
         self, x: mx.array, timestep: float, cond: Cond, more: mx.array | None = None
@@ -199,7 +217,8 @@ class MlxModel:
         return self._side_by_side(x, timestep, cond)
 
     def _guess(self, x: mx.array, timestep: float, text: Text) -> mx.array:
-        return self._unet(x, self._unet.embed(timestep, added=text.added), text.keys_values)
+        time = self._unet.embed(timestep, labels=text.labels, added=text.added, condition=text.condition)
+        return self._unet(x, time, text.keys_values)
 
     def _side_by_side(self, x: mx.array, timestep: float, cond: Cond) -> tuple[mx.array, mx.array]:
         """Both guesses at once on a CPU, each in its own thread with half the cores.

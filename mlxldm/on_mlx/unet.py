@@ -43,6 +43,14 @@ def sinusoids(values: np.ndarray, size: int, flip: bool, shift: float) -> mx.arr
     return mx.array(np.pad(np.concatenate(waves, axis=1), ((0, 0), (0, size % 2))))
 
 
+def guidance_waves(guidance: list[float], size: int) -> mx.array:
+    """Scales of guidance (n,) as waves (n, size), for models that guide themselves; Meng et al. 2022, arXiv:2210.03142.
+
+    In the paper's terms no guidance is 0, which is 1 here.
+    """
+    return sinusoids((np.array(guidance, np.float32) - 1) * 1000, size, flip=False, shift=1)
+
+
 class Embedding(nn.Module):
     """Two linear maps around SiLU: waves or any vector to the width of the time embedding."""
 

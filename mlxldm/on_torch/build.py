@@ -102,11 +102,9 @@ def _unet(config: UNetConfig) -> UNet2DConditionModel | UNet2DModel:
 def _check(manifest: Manifest) -> None:
     """Refuse what would otherwise run and draw something wrong."""
     config: UNetConfig = manifest.denoiser
-    if config.class_embed_type is not None or config.num_class_embeds is not None:
+    if config.class_embed_type is not None or (config.num_class_embeds and manifest.task != "upscale"):
         raise UserError(f"{manifest.name} wants a class with every picture, which this version cannot give.")
-    if config.time_cond_proj_dim is not None:
-        raise UserError(f"{manifest.name} wants the guidance as an embedding, which this version cannot give.")
-    if config.addition_embed_type == "text_time" and manifest.text_2 is None:
+    if config.addition_embed_type == "text_time" and manifest.text_2 is None and manifest.task != "refine":
         raise UserError(f"{manifest.name} wants a second text encoder's summary, but the folder has no part text_2.")
 
 

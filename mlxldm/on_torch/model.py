@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
+from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
 from ..config import BertConfig, VqConfig
@@ -65,7 +66,9 @@ class Cond:
 
     context: Tensor | None  # (rows, T, E); None for a U-Net that reads no text
     texts: list[tuple[Tensor, Tensor]]  # keys and values of every layer that reads the text
-    added: dict[str, Tensor] | None  # SDXL: text_embeds (rows, P), time_ids (rows, 6)
+    added: dict[str, Tensor] | None  # SDXL: text_embeds (rows, P), time_ids (rows, 6; the refiner's 5)
+    labels: Tensor | None = None  # (rows,) whole numbers
+    guidance: Tensor | None = None  # (rows, waves)
 
     @property
     def rows(self) -> int:
@@ -73,13 +76,13 @@ class Cond:
 
     def tensors(self) -> list[Tensor]:
         """All of them, in a fixed order."""
-        context = [] if self.context is None else [self.context]
-        return [*context, *(t for pair in self.texts for t in pair), *(self.added or {}).values()]
+        single = [tensor for tensor in (self.context, self.labels, self.guidance) if tensor is not None]
+        return [*single, *(t for pair in self.texts for t in pair), *(self.added or {}).values()]
 
     def clone(self) -> Cond:
         added = None if self.added is None else {name: t.clone() for name, t in self.added.items()}
-        context = None if self.context is None else self.context.clone()
-        return Cond(context, [(k.clone(), v.clone()) for k, v in self.texts], added)
+        context, *more = (None if t is None else t.clone() for t in (self.context, self.labels, self.guidance))
+        return Cond(context, [(k.clone(), v.clone()) for k, v in self.texts], added, *more)
 
 
 class TorchModel:
@@ -133,24 +136,43 @@ class TorchModel:
     # The parts.
 
     @torch.no_grad()
-    def encode_text(self, prompt: str, negative: str | None, width: int, height: int, zeros: bool = False) -> Cond:
-        texts = [prompt] if negative is None else [prompt, negative]
-        read = [encoder(texts) for encoder in self._encoders]
+    def encode_text(
+        self,
+        prompt: str | None,
+        negative: str | None,
+        width: int,
+        height: int,
+        zeros: bool = False,
+        *,
+        scores: tuple[float, float] | None = None,
+        level: int | None = None,
+        guidance: float | None = None,
+    ) -> Cond:
+        texts = [prompt] if negative is None else [prompt, None if zeros else negative]
+        read = [encoder([text or "" for text in texts]) for encoder in self._encoders]
         context = torch.cat([hidden for hidden, _ in read], dim=-1).to(self.dtype)
-        if zeros:
-            context[1:] = 0
+        blank = [row for row, text in enumerate(texts) if text is None]
+        context[blank] = 0
         added = None
         if self.manifest.denoiser.addition_embed_type == "text_time":
             summary = read[-1][1]
             assert summary is not None, "the second text encoder has no projection"
-            if zeros:
-                summary[1:] = 0
-            size = [height, width, 0, 0, height, width]  # original size, crop, wanted size (Podell et al. 2023)
+            summary[blank] = 0
+            # original size, crop, and the wanted size or a score (Podell et al. 2023)
+            wanted = [[height, width]] * 2 if scores is None else [[score] for score in scores]
+            sizes = [[height, width, 0, 0, *last] for last in wanted[: len(texts)]]
             added = {
                 "text_embeds": summary.to(self.dtype),
-                "time_ids": torch.tensor([size] * len(texts), device=self.device, dtype=self.dtype),
+                "time_ids": torch.tensor(sizes, device=self.device, dtype=self.dtype),
             }
-        return Cond(context, [reader.read(context) for reader in self._readers], added)
+        labels = waves = None
+        if level is not None:
+            labels = torch.tensor([level] * len(texts), device=self.device)
+        if guidance is not None:  # in the paper's terms (Meng et al. 2022, arXiv:2210.03142) no guidance is 0
+            scales = torch.full((len(texts),), guidance - 1, device=self.device) * 1000
+            size = self.manifest.denoiser.time_cond_proj_dim or 0
+            waves = get_timestep_embedding(scales, size, downscale_freq_shift=1).to(self.dtype)
+        return Cond(context, [reader.read(context) for reader in self._readers], added, labels, waves)
 
     @torch.no_grad()
     def condition(self, told: Tensor | None, without: Tensor | None) -> Cond:
@@ -266,7 +288,8 @@ class TorchModel:
         times = timestep.expand(cond.rows)
         if cond.context is None:
             return _nhwc(self._unet(sample, times, return_dict=False)[0])
-        return _nhwc(self._unet(sample, times, cond.context, added_cond_kwargs=cond.added, return_dict=False)[0])
+        told = {"class_labels": cond.labels, "timestep_cond": cond.guidance, "added_cond_kwargs": cond.added}
+        return _nhwc(self._unet(sample, times, cond.context, **told, return_dict=False)[0])
 
     def _replay(self, x: Tensor, timestep: float, cond: Cond) -> Tensor:
         """`_net`, as one launch of a CUDA graph: an SD 1.x U-Net is a thousand small kernels, and launching them one

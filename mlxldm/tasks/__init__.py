@@ -18,9 +18,11 @@ from .fill import Fill
 from .inpaint import Inpaint
 from .layout import Layout
 from .paint import Paint
+from .refine import Refine
 from .retrieve import Retrieve
 from .semantic import Semantic
 from .unconditional import Unconditional
+from .upscale import Upscale
 
 if TYPE_CHECKING:
     from ..folder import Manifest
@@ -38,29 +40,18 @@ TASKS: dict[str, type[Task]] = {
     "semantic": Semantic,
     "layout": Layout,
     "retrieval": Retrieve,
-}
-
-# Models that open and convert, and wait for the code that draws with them: what each is for.
-WAITING = {
-    "refine": "refining pictures of Stable Diffusion XL",
-    "upscale": "making small pictures four times as large",
+    "refine": Refine,
+    "upscale": Upscale,
 }
 
 
 def task_of(manifest: Manifest) -> type[Task]:
-    """The task of a model, or a `UserError` where it is a part of one or waits for a later version."""
+    """The task of a model, or a `UserError` where it is a part of one."""
     if manifest.task == "part":
         parts = " and ".join(config.WHAT for config in manifest.parts.values())
         raise UserError(
             f"{manifest.name} is no whole model but a part of one ({parts}): it opens and converts, but using it "
             f"beside a whole model comes with a later version."
-        )
-    what = WAITING.get(manifest.task)
-    if (manifest.family, manifest.task) == ("sdxl", "edit"):
-        what = "editing pictures as told, of the Stable Diffusion XL kind"
-    if what is not None:
-        raise UserError(
-            f"{manifest.name} is a model for {what}: it opens and converts, but this version does not draw with it."
         )
     if manifest.task == "inpaint" and "text" not in manifest.parts:
         return Fill

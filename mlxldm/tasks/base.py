@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -14,8 +14,9 @@ from ..errors import UserError
 from ..guidance import Interval, guided, levels, part_of
 from ..job import Job
 from ..picture import size_of
-from ..samplers import Array, Denoise, Draw
+from ..samplers import Array, Denoise
 from ..schedule import Plan
+from ..windows import Window, tiled
 
 if TYPE_CHECKING:
     from ..backend import Model
@@ -26,6 +27,8 @@ OPTIONAL = {
     "guidance_rescale": ("a guidance rescale", "only models that are guided by words alone take"),
     "guidance_start": ("a guidance start", "only models that are guided by words alone take"),
     "guidance_stop": ("a guidance stop", "only models that are guided by words alone take"),
+    "noise_level": ("a noise level", "only models that make small pictures larger take"),
+    "tile": ("a tile", "only models that are led by words take"),
     "image_guidance": ("an image guidance", "only models that edit as told have"),
     "depth": ("a depth map", "only models with depth take"),
     "label": ("a class", "only models of classes take"),
@@ -60,6 +63,12 @@ class Inputs:
     decode_tile: int | None = None
 
 
+class Draws(Protocol):
+    """The normal numbers of one picture: (1, h, w, c), of the latents' size and as many channels unless said."""
+
+    def __call__(self, channels: int | None = None) -> Array: ...
+
+
 def _as_it_is(latent: Array) -> Array:
     return latent
 
@@ -82,6 +91,7 @@ class Task:
     SMALL: ClassVar[bool] = False  # whether its image is read at the size of the latents
     MORE: ClassVar[int] = 0  # channels that the network takes beside the latents, without those below
     MORE_LATENTS: ClassVar[int] = 0  # ... and how many times as many as the latents have
+    TILE: ClassVar[int | None] = None  # pixels: what is larger than this is made in tiles, though nothing is said
 
     @classmethod
     def channels(cls, manifest: Manifest) -> int:
@@ -142,8 +152,8 @@ class Task:
         self.width, self.height, self.guidance = job.width, job.height, job.guidance
         self.alone: Any = None  # the prompt without a negative one, once something asks for it
 
-    def start(self, draw: Draw) -> Start:
-        """How one picture begins; `draw()` gives its normal numbers (1, h, w, c), in diffusers' order."""
+    def start(self, draw: Draws) -> Start:
+        """How one picture begins; `draw` gives its normal numbers, in diffusers' order."""
         raise NotImplementedError
 
     # What most of them do.
@@ -151,17 +161,33 @@ class Task:
     @property
     def guides(self) -> bool:
         """Whether the model is asked twice: with what it is told, and without."""
-        return self.guidance > 1 or self.plan.both
+        return (self.guidance > 1 or self.plan.both) and not self.guides_itself
+
+    @property
+    def guides_itself(self) -> bool:
+        """Whether the network is told how much to guide, and does it."""
+        return self.model.manifest.denoiser.time_cond_proj_dim is not None
 
     @property
     def negative(self) -> str | None:
-        """The negative prompt, None where there is no guidance."""
+        """The negative prompt, None where there is no guidance or the network does it."""
         return (self.job.negative or "") if self.guides else None
+
+    @property
+    def zeros(self) -> bool:
+        """Whether zeros stand for the negative prompt."""
+        return self.job.negative is None and self.model.manifest.zeros_for_empty
+
+    @property
+    def more_told(self) -> dict[str, Any]:
+        """What the network is told besides prompts and size, as `encode_text` takes it."""
+        return {"guidance": self.guidance} if self.guides_itself else {}
 
     def read_prompts(self) -> Any:
         """Prompt and negative prompt, as `predict` takes them."""
-        zeros = self.job.negative is None and self.model.manifest.zeros_for_empty
-        return self.model.encode_text(self.job.prompt, self.negative, self.width, self.height, zeros)
+        return self.model.encode_text(
+            self.job.prompt, self.negative, self.width, self.height, self.zeros, **self.more_told
+        )
 
     def lead(self, text: Any, more: Array | None = None) -> Denoise:
         """`denoise` of a model with what `read_prompts` gave, guided as the job says; `more`: see `guided`."""
@@ -169,9 +195,20 @@ class Task:
         start, stop = part_of(job)
         if (start, stop) != (0, 1):
             if self.alone is None:
-                self.alone = self.model.encode_text(job.prompt, None, self.width, self.height)
+                self.alone = self.model.encode_text(job.prompt, None, self.width, self.height, **self.more_told)
             interval = Interval(*levels(self.plan, start, stop), self.alone)
-        return guided(self.model, text, self.plan, self.guidance, more, job.guidance_rescale or 0.0, interval)
+
+        def at(window: Window) -> Denoise:
+            beside, rescale = None if more is None else window.of(more), job.guidance_rescale or 0.0
+            return guided(self.model, text, self.plan, self.guidance, beside, rescale, interval)
+
+        return self.tile(at)
+
+    def tile(self, at: Callable[[Window], Denoise]) -> Denoise:
+        """`denoise` of the whole picture from that of each `Window`: one, or as many as the job's tiles make it."""
+        size = self.job.tile or self.TILE or max(self.width, self.height)
+        height, width, size = (side // self.factor for side in (self.height, self.width, size))
+        return tiled(at, height, width, size, self.model)
 
     def encode(self, pixels: np.ndarray) -> tuple[Array, Array]:
         """Mean and standard deviation of the latent of `pixels` (1, H, W, 3)."""

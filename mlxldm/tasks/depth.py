@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Depth(Paint):
     """As painting, with a map of depths as one more channel."""
 
-    TAKES = GUIDANCE | {"depth", "hires"}
+    TAKES = GUIDANCE | {"depth", "hires", "tile"}
     MORE = 1
 
     @classmethod

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from ..errors import UserError
 from ..guidance import edited
 from ..job import Job
-from ..samplers import Draw
+from ..samplers import Denoise
 from ..schedule import Plan
-from .base import Inputs, Start, Task
+from ..windows import Window
+from .base import Draws, Inputs, Start, Task
 
 if TYPE_CHECKING:
     from ..backend import Model
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 class Edit(Task):
     """Eight channels: the latents, and those of the picture that is edited."""
 
-    TAKES = frozenset(("image_guidance",))
+    TAKES = frozenset(("image_guidance", "tile"))
     MORE_LATENTS = 1
 
     @classmethod
@@ -43,12 +44,15 @@ class Edit(Task):
         self.kept = mean * (1 / model.manifest.vae.scaling_factor)  # as trained: the latents without their scale
         self.plain = None
         if self.negative is not None:
-            self.plain = model.encode_text(self.negative, None, self.width, self.height)
+            empty = None if self.zeros else self.negative
+            self.plain = model.encode_text(empty, None, self.width, self.height, **self.more_told)
 
-    def start(self, draw: Draw) -> Start:
-        assert self.job.image_guidance is not None
-        x = draw() * self.plan.start_scale
-        denoise = edited(
-            self.model, self.text, self.plain, self.plan, self.guidance, self.job.image_guidance, self.kept
-        )
-        return Start(x, denoise)
+    def start(self, draw: Draws) -> Start:
+        keep = self.job.image_guidance
+        assert keep is not None
+
+        def at(window: Window) -> Denoise:
+            kept = window.of(self.kept)
+            return edited(self.model, self.text, self.plain, self.plan, self.guidance, keep, kept)
+
+        return Start(draw() * self.plan.start_scale, self.tile(at))

@@ -8,9 +8,8 @@ import numpy as np
 
 from ..errors import UserError
 from ..job import Job
-from ..samplers import Draw
 from ..schedule import Plan
-from .base import GUIDANCE, Inputs, Start, Task
+from .base import GUIDANCE, Draws, Inputs, Start, Task
 
 if TYPE_CHECKING:
     from ..backend import Model
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 class Inpaint(Task):
     """Nine channels: the latents, the mask, and the latents of the picture with a hole where the mask is."""
 
-    TAKES = GUIDANCE | {"extend"}
+    TAKES = GUIDANCE | {"extend", "tile"}
     MORE = 1
     MORE_LATENTS = 1
 
@@ -41,7 +40,7 @@ class Inpaint(Task):
         self.around = self.encode(inputs.image * (inputs.mask < 0.5))
         self.mask = self.latent_mask()
 
-    def start(self, draw: Draw) -> Start:
+    def start(self, draw: Draws) -> Start:
         model, plan = self.model, self.plan
         if self.job.strength == 1:
             x = draw() * plan.start_scale

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from ..guidance import masked
 from ..job import Job
-from ..samplers import Array, Draw
+from ..samplers import Array
 from ..schedule import Plan
-from .base import GUIDANCE, Inputs, Start, Task
+from .base import GUIDANCE, Draws, Inputs, Start, Task
 
 if TYPE_CHECKING:
     from ..backend import Model
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Paint(Task):
     """From noise; or from a picture with noise on it; or that within a mask."""
 
-    TAKES = GUIDANCE | {"extend", "hires"}
+    TAKES = GUIDANCE | {"extend", "hires", "tile"}
 
     @classmethod
     def check(cls, job: Job, manifest: Manifest) -> Job:
@@ -33,7 +33,7 @@ class Paint(Task):
         self.mask = None if inputs.mask is None else self.latent_mask()
         self.more: Array | None = None  # what the network takes beside the latents
 
-    def start(self, draw: Draw) -> Start:
+    def start(self, draw: Draws) -> Start:
         denoise = self.lead(self.text, self.more)
         if self.posterior is None:
             return Start(draw() * self.plan.start_scale, denoise)

@@ -312,14 +312,19 @@ class Worker:
             self.send("unloaded")
 
     def _estimate(self, message: Message, payload: bytes, stop: threading.Event) -> bool:
+        from . import backend
         from .generate import resolve
+        from .plan import plan
 
         named = Job.from_json(_object(message, "job"))
         with _files(message, payload, named) as job:
             folder = _find(job.model)
             job = resolve(job, folder.manifest)
         seconds = Pace(self._pace_of(folder), job).expected()
-        self.send("estimate", id=message["id"], seconds=seconds, known=seconds is not None)
+        assert self._choice is not None
+        memory = plan(folder.manifest, backend.machine(self._choice, self._precision), job)
+        self.send("estimate", id=message["id"], seconds=seconds, known=seconds is not None, memory=memory.peak,
+                  available=memory.available, short=memory.short)  # fmt: skip
         return False
 
     def _pace_of(self, folder: Folder) -> str:

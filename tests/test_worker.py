@@ -148,7 +148,8 @@ def test_models_tokens_estimate_and_ping(worker, home):
     counted = worker.until("t", "tokens")[-1]
     assert counted["prompt"] == 3 and counted["negative"] == 1 and counted["limit"] > 3
     worker.send("estimate", id="e", job=job)
-    assert worker.until("e", "estimate")[-1]["seconds"] is None
+    before = worker.until("e", "estimate")[-1]
+    assert before["seconds"] is None and 1e7 < before["memory"] < before["available"] and before["short"] is None
     worker.generate("j", job)
     took = worker.until("j")[-1]["seconds"]
     worker.send("estimate", id="f", job={**job, "count": 3})

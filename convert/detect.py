@@ -20,6 +20,7 @@ from mlxldm.hub import choose_weights
 from mlxldm.tensors import shown
 from mlxldm.tokenizer import ClipTokenizer
 
+from . import distilled
 from .names import DIFFUSERS, Dialect
 from .read import Weights, open_weights
 
@@ -164,14 +165,14 @@ def _diffusers(root: Path, wish: Wish) -> Found:
 
     name, source = identity_of(root)
     height, width = ((side * vae.factor) for side in (unet.sample_size or (64, 64)))
-    few = schedule.sampler in ("lcm", "tcd")
     defaults = Defaults(
         width=width,
         height=height,
-        steps=4 if few else 25,
-        guidance=1.0 if few else FAMILY_GUIDANCE[family],
+        steps=25,
+        guidance=FAMILY_GUIDANCE[family],
         sampler=schedule.sampler,
     )
+    defaults = distilled.of_folder(defaults, name, schedule, unet, why)
     manifest = Manifest(
         name=name,
         family=family,

@@ -38,7 +38,7 @@ from mlxldm.folder import Manifest, member, read_bytes
 from mlxldm.tensors import Tensor, from_bfloat16, shown
 from mlxldm.tokenizer import BOS, EOS, LETTERS
 
-from . import names, original
+from . import distilled, names, original
 from .detect import Found, PartSource, Wish
 from .read import Source, Weights, open_file
 
@@ -209,15 +209,19 @@ def _single(path: Path, file: Source, wish: Wish) -> Found:
     schedule = schedule_of(path, file, table, wish, why)
     words = _words_of(path, table, configs, why)
     size = table["v_size"] if schedule.prediction == "v" and "v_size" in table else table["size"]
+    defaults = Defaults(
+        width=size, height=size, steps=table["steps"], guidance=table["guidance"], sampler=schedule.sampler
+    )
+    if table["family"] in ("sd1", "sd2", "sdxl"):
+        called = f"{path.stem} {file.metadata.get('modelspec.title', '')}"
+        defaults = distilled.of_file(defaults, called, configs["denoiser"], why)
     manifest = Manifest(
         name=path.stem or "model",
         family=table["family"],
         task=table["task"],
         parts=configs,
         schedule=schedule,
-        defaults=Defaults(
-            width=size, height=size, steps=table["steps"], guidance=table["guidance"], sampler=schedule.sampler
-        ),
+        defaults=defaults,
         low_scale=_low_scale(path, file, table["low_scale"], why) if "low_scale" in table else None,
         source={"name": path.name, "kind": "single file"},
         license=file.metadata.get("modelspec.license") or None,

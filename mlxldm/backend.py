@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .clip import ClipFolder
     from .folder import Folder, Manifest
     from .plan import Machine
+    from .prompt import Reader, Tokens
 
 BACKENDS = ("mlx", "torch")
 PRECISIONS = ("float32", "float16", "bfloat16")
@@ -41,6 +42,7 @@ class Model(Protocol):
     """A loaded model. Arrays are float32, NHWC, one picture (N = 1) unless a line says otherwise."""
 
     manifest: Manifest
+    reader: Reader  # its tokenizers
     precision: str  # of PRECISIONS: what the U-Net computes in
     machine: Machine  # where it is: what the memory plan goes by
     description: str  # for people: "MLX 0.32.4 on the CPU (OpenBLAS), float32"
@@ -53,8 +55,8 @@ class Model(Protocol):
 
     def encode_text(
         self,
-        prompt: str | None,
-        negative: str | None,
+        prompt: Tokens | str | None,
+        negative: Tokens | str | None,
         width: int,
         height: int,
         zeros: bool = False,
@@ -64,6 +66,11 @@ class Model(Protocol):
         guidance: float | None = None,
     ) -> Any:
         """The conditioning for `predict`, opaque to everyone else. `negative` None means: no guidance, one row.
+
+        A string is a text as `reader` reads it. The context is the chunks of a text one after the other, each encoded
+        alone; of two texts the shorter is filled up with empty chunks. Weights multiply the hidden states of their
+        tokens, and the mean of all numbers of a chunk is then brought back to what it was, as in A1111's web UI.
+        What stands for the text as a whole (SDXL) is that of its first chunk.
 
         `zeros`: all that the encoders make of the negative prompt becomes zeros (`Manifest.zeros_for_empty`). So does
         it of a `prompt` that is None.
@@ -94,7 +101,7 @@ class Model(Protocol):
         What depends on them alone is computed once here, as in `encode_text`.
         """
 
-    def text_states(self, prompt: str) -> Array:
+    def text_states(self, prompt: Tokens | str) -> Array:
         """What the cross attention is given for `prompt` (1, positions, width): how `doctor` sees the text encoder."""
 
     def predict(

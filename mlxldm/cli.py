@@ -1,4 +1,4 @@
-"""The command line: generate, pull, models, show, backends, doctor, worker.
+"""The command line: generate, pull, models, show, tokens, backends, doctor, worker.
 
 Results go to stdout, everything else to stderr. Exit code 0: done; 2: the person can fix it, one sentence says how;
 1: our fault, with a traceback; 130: interrupted. Nothing heavy is imported before the arguments are read.
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .folder import Folder
     from .job import Job
     from .plan import MemoryPlan
+    from .prompt import Reader, Words
 
 # Spelled out so that `--help` imports no numerics; a test holds them equal to SAMPLERS and SPACINGS.
 SAMPLERS = (
@@ -107,14 +108,31 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
     show = command("show", _show, "say what is in a model, or which job made a picture")
     show.add_argument("what", metavar="MODEL|PNG|JSON", nargs="?", help="default: the embedded model")
     backends = command("backends", _backends, "list the backends and devices, and which one would be used")
+    tokens = command(
+        "tokens",
+        _tokens,
+        "show what a model reads of a prompt: tokens, their weights, and the chunks they are read in",
+        epilog="Exactly as generate reads it: (weights:1.2), BREAK, [schedules:of:0.5], AND, and {choices|of|words}.",
+    )
+    tokens.add_argument("prompt", help="in quotes")
+    tokens.add_argument("--model", metavar="MODEL", help="whose tokens; default: the embedded model, scenes")
+    tokens.add_argument("--prompt-2", metavar="TEXT", help="what a second text encoder reads instead (SDXL)")
+    _words(tokens)
+    tokens.add_argument("--steps", type=whole, metavar="N", help="what schedules count in; default: the model's")
+    tokens.add_argument("--seed", type=whole, default=0, metavar="N", help="what choices are made from; default: 0")
     doctor = command("doctor", _doctor, "check with the embedded model that this machine computes right, and how fast")
     _where(doctor)
     worker = command("worker", _worker, "draw for another program: messages on stdin and stdout (docs/worker.md)")
     _where(worker)
     worker.add_argument("--idle", type=real, metavar="SECONDS", help="let the model go after so long; default 600")
-    for sub in (pull, models, show, backends, doctor):
+    for sub in (pull, models, show, backends, tokens, doctor):
         _json_flag(sub)
     return parser, commands
+
+
+def _words(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--emphasis", metavar="NAME", help="what (word) and [word] do: original (the default) or none")
+    parser.add_argument("--wildcards", metavar="FOLDER", help="text files: __name__ in a prompt becomes a line of one")
 
 
 def _json_flag(parser: argparse._ActionsContainer) -> None:
@@ -145,6 +163,10 @@ def _generate_arguments(parser: Parser) -> None:
     model.add_argument("--plan", action="store_true", help="say how much memory it will take, stage by stage, and stop")
     wish = parser.add_argument_group("picture")
     wish.add_argument("--negative", metavar="TEXT", help="what should not be there")
+    wish.add_argument("--prompt-2", metavar="TEXT", help="what a second text encoder reads instead (SDXL)")
+    wish.add_argument("--negative-2", metavar="TEXT")
+    _words(wish)
+    wish.add_argument("--clip-skip", type=whole, metavar="N", help="read the text encoder's Nth layer from its end")
     wish.add_argument("--seed", type=whole, metavar="N", help="same seed, same picture; default: a new one")
     wish.add_argument("--steps", type=whole, metavar="N")
     wish.add_argument("--guidance", type=real, metavar="F", help="how closely to follow the prompt; 1: no guidance")
@@ -199,11 +221,11 @@ def _generate_arguments(parser: Parser) -> None:
 
 
 _WISHES = (
-    "prompt", "negative", "model", "seed", "steps", "guidance", "sampler", "spacing", "width", "height", "count",
-    "guidance_rescale", "guidance_start", "guidance_stop", "image", "strength", "image_guidance", "depth", "mask",
-    "noise", "label", "boxes", "semantic", "database", "neighbours", "clip", "variation", "seamless", "hires",
-    "hires_strength", "hires_steps", "mask_grow", "mask_blur", "only_masked", "mask_padding", "extend",
-    "noise_level", "tile",
+    "prompt", "negative", "prompt_2", "negative_2", "emphasis", "clip_skip", "wildcards", "model", "seed", "steps",
+    "guidance", "sampler", "spacing", "width", "height", "count", "guidance_rescale", "guidance_start", "guidance_stop",
+    "image", "strength", "image_guidance", "depth", "mask", "noise", "label", "boxes", "semantic", "database",
+    "neighbours", "clip", "variation", "seamless", "hires", "hires_strength", "hires_steps", "mask_grow", "mask_blur",
+    "only_masked", "mask_padding", "extend", "noise_level", "tile",
 )  # fmt: skip
 
 
@@ -226,7 +248,6 @@ def _generate(args: argparse.Namespace) -> int:
     if args.prompt is None and args.job is None and "prompt" not in task_of(folder.manifest).LEAVES:
         raise UserError('What should be drawn? Give a prompt: mlxldm generate "a lighthouse at dusk".')
     job = resolve(wish, folder.manifest)
-    check_prompts(folder, job)
     memory = _memory(args.memory)
     if args.plan:
         return _plan(args, plan(folder.manifest, backend.machine(choice, args.precision), job, memory))
@@ -319,6 +340,8 @@ def _recorded(path: str, given: dict[str, Any]) -> Job:
     from .picture import read_record
 
     record = read_record(path)
+    if "prompt" in given or "negative" in given:
+        given = {"template": None, "negative_template": None, **given}
     job = record.job.replace(**given)
     if record.program == "mlxldm":
         return job
@@ -338,19 +361,6 @@ def _recorded(path: str, given: dict[str, Any]) -> Job:
             )
         job = job.replace(model=found)
     return job
-
-
-def check_prompts(folder: Folder, job: Job) -> None:
-    """`UserError` naming what does not fit, if a prompt is longer than the model can read; said before loading it."""
-    from .config import BertConfig, ClipTextConfig
-    from .tokenizer import open_tokenizer
-
-    config = folder.manifest.parts.get("text")
-    if not isinstance(config, ClipTextConfig | BertConfig) or folder.manifest.task == "layout":
-        return  # nothing is read; or boxes are, as if they were a text
-    tokenizer = open_tokenizer(config, folder.tokenizer_files(1))
-    tokenizer.check(job.prompt, config.max_position_embeddings)
-    tokenizer.check(job.negative or "", config.max_position_embeddings, "negative prompt")
 
 
 def _outputs(output: str | None, job: Job) -> list[Path]:
@@ -522,6 +532,82 @@ def describe(folder: Folder) -> dict[str, Any]:
         "license": manifest.license,
         "quantization": manifest.quantization,
     }
+
+
+def _tokens(args: argparse.Namespace) -> int:
+    from .generate import check_words, chosen
+    from .job import Job
+    from .prompt import Pass, Reader
+    from .tasks.script import lines
+
+    folder = find(args.model)
+    reader = Reader(folder)
+    if not reader.tokenizers:
+        raise UserError(f"{folder.manifest.name} reads no words.")
+    steps = folder.manifest.defaults.steps if args.steps is None else args.steps
+    if steps < 1:
+        raise UserError(f"There are {steps} steps, but at least 1 is needed.")
+    wish = Job(args.prompt, prompt_2=args.prompt_2, emphasis=args.emphasis, seed=args.seed, wildcards=args.wildcards)
+    asked = check_words(wish, folder.manifest, [Pass(steps)])
+    job = chosen(wish)
+    told: dict[Any, list[int]] = {}
+    for step, line in enumerate(lines(job, Pass(steps))[0], 1):
+        told.setdefault(line, []).append(step)
+    about: list[dict[str, Any]] = [
+        {"steps": at, "prompts": [_read(reader, words, weight, job.emphasis) for words, weight in line]}
+        for line, at in told.items()
+    ]
+    if args.json:
+        taken = [str(network) for network in asked]
+        _print_json({"model": folder.manifest.name, "prompt": job.prompt, "taken_out": taken, "told": about})
+        return 0
+    for network in asked:
+        print(f"taken out: {network}")
+    for each in about:
+        if len(about) > 1:
+            print(f"at {_steps(each['steps'])} of {steps}:")
+        for text in each["prompts"]:
+            _print_read(text, composed=len(each["prompts"]) > 1)
+    return 0
+
+
+def _read(reader: Reader, words: Words, weight: float, emphasis: str | None) -> dict[str, Any]:
+    """What each text encoder reads of a text, for JSON."""
+    text = reader(words, emphasis or "original")
+    encoders = {}
+    for name, tokenizer, chunks in zip(reader.names, reader.tokenizers, text.encoders, strict=True):
+        encoders[name] = [
+            [
+                {"id": token, "token": tokenizer.name(token), "weight": round(factor, 4)}
+                for token, factor in zip(chunk.ids[1 : chunk.used + 1], chunk.weights[1:], strict=False)
+            ]
+            for chunk in chunks
+        ]
+    room = len(text.encoders[0][0].ids) - 2
+    return {"text": words.first, "text_2": words.second, "weight": weight, "room": room, "encoders": encoders}
+
+
+def _print_read(text: dict[str, Any], composed: bool) -> None:
+    if composed:
+        print(f"{text['text'].strip()!r}, weight {text['weight']:g}:")
+    same: dict[str, list[str]] = {}
+    for name, chunks in text["encoders"].items():
+        same.setdefault(json.dumps(chunks), []).append(name)
+    for chunks, names in same.items():
+        for i, chunk in enumerate(rows := json.loads(chunks), 1):
+            print(f"{' and '.join(names)}, chunk {i} of {len(rows)}: {len(chunk)} of {text['room']} tokens")
+            _table([[f"{token['id']:>8}", token["token"], f"{token['weight']:g}"] for token in chunk])
+
+
+def _steps(numbers: list[int]) -> str:
+    """[1, 2, 3, 5] as "steps 1-3, 5"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return f"step{'s' if len(numbers) > 1 else ''} {', '.join('-'.join(map(str, run)) for run in runs)}"
 
 
 def _backends(args: argparse.Namespace) -> int:

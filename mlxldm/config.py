@@ -286,6 +286,15 @@ class ClipTextConfig(_Strict):
                     f"{self.vocab_size}."
                 )
 
+    def layer(self, clip_skip: int | None) -> int:
+        """The hidden state that conditions the U-Net, as `skip` counts it.
+
+        A clip skip counts as A1111's web UI does, 1 the last layer, 2 the one before; a model that never reads its last
+        ones (SDXL) has its own where less than that is skipped. The final norm is taken where `skip` is -1, whichever
+        layer it is.
+        """
+        return self.skip if clip_skip is None else min(self.skip, -clip_skip)
+
     @classmethod
     def from_transformers(cls, values: Mapping[str, Any], **changes: Any) -> Self:
         """From the `config.json` of a CLIPTextModel or CLIPTextModelWithProjection.

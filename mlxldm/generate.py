@@ -13,7 +13,7 @@ import dataclasses
 import math
 import secrets
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,20 +21,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import canvas, passes, tiles
+from .config import ClipTextConfig
 from .errors import UserError, nearest
 from .guidance import levels, part_of
 from .job import NOISES, SEAMLESS, Job, variation_of
 from .noise import Mixed, Noise
 from .picture import load_image, stretched
 from .plan import sides
+from .prompt import EMPHASES, Network, Pass, networks, weigh
 from .samplers import CFGPP, SAMPLERS, Array
 from .schedule import SPACINGS, Plan, Schedule
 from .tasks import Inputs, Task, task_of
 from .tasks.base import GUIDANCE, OPTIONAL, USUAL
+from .tasks.script import lines
+from .wildcards import Chooser, has_choices
 
 if TYPE_CHECKING:
     from .backend import Model
     from .folder import Manifest
+
+PROMPTS = ("prompt", "negative", "prompt_2", "negative_2")
 
 
 @dataclass(frozen=True)
@@ -113,13 +119,30 @@ def resolve(job: Job, manifest: Manifest) -> Job:
         )
     if sampler in CFGPP and not task.TAKES >= GUIDANCE:
         raise UserError(f"{sampler} is for models that are guided by words alone; {manifest.name} is none: take ddim.")
-    for each in _passes(job, manifest):
-        plan = _plan(each, manifest)  # complains where steps, spacing, sampler and strength do not fit together
+    walks = _walks(job, manifest)  # complains where steps, spacing, sampler and strength do not fit together
+    for each, plan in walks:
         _check_guidance(each, plan)
         _check_seamless(each, manifest)
     if job.masked:
         _check_mask(job, manifest)
+    for network in check_words(job, manifest, [plan.walk for _, plan in walks]):
+        raise UserError(f"The prompt asks for {network}, which this version does not draw with: leave it out.")
     return job
+
+
+def chosen(job: Job) -> Job:
+    """The job of one picture with the choices in its prompts made, from its seed; what they were is kept."""
+    texts = {name: text for name in PROMPTS if (text := getattr(job, name)) and has_choices(text)}
+    if not texts or job.template is not None or job.negative_template is not None:
+        return job
+    assert job.seed is not None
+    choose = Chooser(job.seed, job.wildcards)
+    return job.replace(
+        **{name: choose(text) for name, text in texts.items()},
+        wildcards=None,
+        template=job.prompt,
+        negative_template=job.negative if "negative" in texts else None,
+    )
 
 
 def _check_channels(task: type[Task], manifest: Manifest) -> None:
@@ -230,10 +253,63 @@ def _check_guidance(job: Job, plan: Plan) -> None:
         )
 
 
+def check_words(job: Job, manifest: Manifest, walks: Sequence[Pass]) -> list[Network]:
+    """What the prompts of all pictures ask for beside their words. `UserError` unless they make sense in these walks;
+    nothing is loaded for it."""
+    encoders = list(manifest.texts.values())
+    if job.emphasis is not None and job.emphasis not in EMPHASES:
+        raise UserError(
+            f"There is no emphasis {job.emphasis!r}.{nearest(job.emphasis, EMPHASES)} There are {', '.join(EMPHASES)}."
+        )
+    if job.clip_skip is not None:
+        layers = min([config.num_hidden_layers for config in encoders if isinstance(config, ClipTextConfig)], default=0)
+        if not layers:
+            raise UserError(f"The job has a clip skip, but {manifest.name} has no CLIP to read words: leave it out.")
+        if not 1 <= job.clip_skip <= layers:
+            raise UserError(
+                f"The job's clip skip is {job.clip_skip}, but {manifest.name}'s text encoder has the layers 1 (the "
+                f"last) to {layers}; 2 is usual where 1 is not."
+            )
+    if len(encoders) < 2 and (job.prompt_2 is not None or job.negative_2 is not None):
+        raise UserError(
+            f"The job has a second prompt, which only models with two text encoders read; {manifest.name} is none: "
+            f"leave it out."
+        )
+    asked: dict[Network, None] = {}
+    for index in range(job.count):
+        own = chosen(job.numbered(index))
+        asked |= dict.fromkeys(_check_prompts(own, walks))
+        if own.template is None:
+            break  # the others say the same
+    return list(asked)
+
+
+def _check_prompts(job: Job, walks: Sequence[Pass]) -> list[Network]:
+    for walk in walks:
+        prompts, negatives = lines(job, walk)
+        for words in {words for line in prompts for words, _ in line} | set(negatives):
+            for text in (words.first, words.second):
+                weigh(text or "", job.emphasis or EMPHASES[0])
+    for text in (job.negative, job.negative_2):
+        for network in networks(text or "")[1]:
+            raise UserError(f"The negative prompt has {network}, but what changes the model belongs into the prompt.")
+    return [network for text in (job.prompt, job.prompt_2) for network in networks(text or "")[1]]
+
+
 def _plan(job: Job, manifest: Manifest) -> Plan:
     assert job.steps is not None and job.spacing is not None and job.sampler is not None
     strength = 1.0 if job.strength is None else job.strength
     return Schedule(manifest.schedule, manifest.family).plan(job.steps, job.spacing, job.sampler, strength)
+
+
+def _walks(job: Job, manifest: Manifest) -> list[tuple[Job, Plan]]:
+    """The job of each pass with its plan, which knows of the other."""
+    jobs = _passes(job, manifest)
+    plans = [_plan(each, manifest) for each in jobs]
+    if len(plans) == 2:
+        first, second = plans
+        plans = [dataclasses.replace(first, more=True), dataclasses.replace(second, before=first.steps)]
+    return list(zip(jobs, plans, strict=True))
 
 
 def _passes(job: Job, manifest: Manifest) -> list[Job]:
@@ -245,19 +321,21 @@ def _passes(job: Job, manifest: Manifest) -> list[Job]:
 
 def _pictures(model: Model, job: Job, memory: int | None) -> Iterator[Step | Picture]:
     """The pictures of a resolved job."""
-    first, *over = _passes(job, model.manifest)
-    of = sum(_plan(each, model.manifest).steps for each in (first, *over))
-    inputs, finish = _inputs(first, model.manifest)
+    inputs, finish = _inputs(_passes(job, model.manifest)[0], model.manifest)
+    task: Task | None = None
     with _seamless(model, job.seamless):
-        task = _task(model, first, inputs, memory)
         for index in range(job.count):
             began = time.perf_counter()
-            own = job.numbered(index)
+            own = chosen(job.numbered(index))
+            (first, plan), *over = _walks(own, model.manifest)
+            of = plan.steps + sum(again.steps for _, again in over)
+            if task is None or any(getattr(own, name) != getattr(task.job, name) for name in PROMPTS):
+                task = _task(model, first, plan, inputs, memory)
             pixels = finish((yield from _walk(task, own, index, 0, of)))
-            for each in over:
+            for each, again in over:
                 assert each.width is not None and each.height is not None
-                again = _task(model, each, Inputs(stretched(pixels, each.width, each.height)), memory)
-                pixels = yield from _walk(again, own, index, task.plan.steps, of)
+                larger = Inputs(stretched(pixels, each.width, each.height))
+                pixels = yield from _walk(_task(model, each, again, larger, memory), own, index, plan.steps, of)
             yield Picture(index, pixels, own, time.perf_counter() - began)
 
 
@@ -288,10 +366,10 @@ def _walk(task: Task, own: Job, index: int, done: int, of: int) -> Generator[Ste
     return _bytes(tiles.decode(model, start.finish(x * plan.end_scale), task.inputs.decode_tile, own.seamless))
 
 
-def _task(model: Model, job: Job, inputs: Inputs, memory: int | None) -> Task:
+def _task(model: Model, job: Job, plan: Plan, inputs: Inputs, memory: int | None) -> Task:
     encode, decode = sides(model.manifest, model.machine, job, memory, inputs.image is not None)
     inputs = dataclasses.replace(inputs, encode_tile=encode, decode_tile=decode)
-    return task_of(model.manifest)(model, job, _plan(job, model.manifest), inputs)
+    return task_of(model.manifest)(model, job, plan, inputs)
 
 
 def _inputs(job: Job, manifest: Manifest) -> tuple[Inputs, Callable[[np.ndarray], np.ndarray]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,36 @@ class Interval:
         return self.low < sigma <= self.high
 
 
+@dataclass(frozen=True)
+class Told:
+    """What a model is told at each step: for every prompt that leads it what `predict` takes, and the prompt's weight.
+
+    The first of a step comes with the negative prompt, where there is one; what several prompts say together is
+    without + sum of weight · (prompt - without) (Liu et al. 2022, https://arxiv.org/abs/2206.01714, section 3.2).
+    """
+
+    steps: Sequence[Sequence[tuple[Any, float]]]
+
+
+def _ask(
+    model: Model, x: Array, timestep: float, told: Any, step: int, more: Array | None
+) -> tuple[Array, Array | None]:
+    """The network's answers with the prompts of that step, counted from 0, and with the negative one or None.
+
+    `told` is a `Told`, or one thing for all steps as `predict` takes it.
+    """
+    if not isinstance(told, Told):
+        return model.predict(x, timestep, told, more)
+    (first, weight), *others = told.steps[step]
+    said, without = model.predict(x, timestep, first, more)
+    if without is None or (weight == 1 and not others):
+        return said, without
+    lead = (said - without) * weight
+    for cond, weight in others:
+        lead = lead + (model.predict(x, timestep, cond, more)[0] - without) * weight
+    return without + lead, without
+
+
 def part_of(job: Job) -> tuple[float, float]:
     """From where to where in its steps a job is guided; (0, 1) is all the way."""
     return job.guidance_start or 0.0, 1.0 if job.guidance_stop is None else job.guidance_stop
@@ -53,7 +83,8 @@ def guided(
 ) -> Denoise:
     """`denoise(x, sigma)` of a model with its text: the clean guess, guided away from the negative prompt.
 
-    `more` (1, h, w, c) are the channels that the network takes beside the latents.
+    `text` is a `Told`, or what `predict` takes at every step; `more` (1, h, w, c) are the channels that the network
+    takes beside the latents.
 
     Where the model gives two answers: classifier-free guidance (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598),
     of whose deviation `rescale` takes back so much of what it has beyond the prompt's (Lin et al. 2023,
@@ -61,9 +92,10 @@ def guided(
     """
 
     def answer(x: Array, timestep: float, sigma: float) -> tuple[Array, Array]:
-        given = text if interval is None or sigma in interval else interval.alone
-        told, without = model.predict(x, timestep, given, more)
-        if without is None:
+        inside = interval is None or sigma in interval
+        given = text if interval is None or inside else interval.alone
+        told, without = _ask(model, x, timestep, given, plan.step(sigma), more)
+        if without is None or not inside:
             return told, told
         said = without + (told - without) * guidance
         if rescale > 0:
@@ -83,10 +115,11 @@ def edited(
     """
 
     def answer(x: Array, timestep: float, sigma: float) -> tuple[Array, Array]:
-        told, seen = model.predict(x, timestep, text, kept)
+        step = plan.step(sigma)
+        told, seen = _ask(model, x, timestep, text, step, kept)
         if seen is None:
             return told, told
-        free, _ = model.predict(x, timestep, plain, kept * 0.0)
+        free, _ = _ask(model, x, timestep, plain, step, kept * 0.0)
         return free + (told - seen) * guidance + (seen - free) * image_guidance, free
 
     return _clean(answer, plan)

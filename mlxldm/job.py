@@ -31,6 +31,13 @@ class Job:
     prompt: str = ""
     negative: str | None = None  # None and "" differ for models that were taught with zeros for no text (SDXL)
     model: str | None = None  # a name, a folder, a file or a hub id; None is the embedded model
+    prompt_2: str | None = None  # what a second text encoder (SDXL's) reads instead
+    negative_2: str | None = None
+    emphasis: str | None = None  # what brackets in prompts do: of `prompt.EMPHASES`
+    clip_skip: int | None = None  # which layer of the text encoder is read, 1 the last: see `ClipTextConfig.layer`
+    wildcards: str | None = None  # path of the folder with the files that __name__ in a prompt stands for a line of
+    template: str | None = None  # what the prompt was before its choices were made; there are none to make then
+    negative_template: str | None = None
     seed: int | None = None  # None draws a fresh one; picture i of `count` has seed + i
     steps: int | None = None
     guidance: float | None = None

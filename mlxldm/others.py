@@ -18,6 +18,7 @@ from typing import Any
 
 from .errors import UserError
 from .job import Job, variation_of
+from .prompt import EMPHASES
 
 LONGEST = 4 << 20  # letters of a text we read
 DEEPEST = 200  # nodes of a graph between a picture and its words
@@ -166,6 +167,10 @@ def a1111(text: str) -> Found | None:
         ("CFG scale", "guidance", float),
         ("Denoising strength", "strength", float),
         ("Model", "model", _stem),
+        ("Clip skip", "clip_skip", _whole),
+        ("Emphasis", "emphasis", _emphasis),
+        ("Template", "template", str),  # of the extension Dynamic Prompts
+        ("Negative Template", "negative_template", str),
     ):
         wish.take(name, settings.pop(key, None), kind)
     width, _, height = settings.pop("Size", "").lower().partition("x")
@@ -220,6 +225,10 @@ def _variation(value: str) -> str:
     except UserError:
         raise ValueError from None
     return value
+
+
+def _emphasis(name: str) -> str:
+    return EMPHASES[EMPHASES.index(name.lower())]  # ValueError for one that we have not
 
 
 _KARRAS_FIRST = ("dpmpp_2m", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde")

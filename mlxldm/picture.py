@@ -207,6 +207,10 @@ def parameters(job: Job, made_by: dict[str, Any] | None = None) -> str:
         "Inpaint area": "Only masked" if job.only_masked else None,
         "Masked area padding": job.mask_padding,
         "Tiling": "True" if job.seamless == "both" else None,
+        "Clip skip": job.clip_skip,
+        "Emphasis": "None" if job.emphasis == "none" else None,
+        "Template": _quoted(job.template) if job.template else None,
+        "Negative Template": _quoted(job.negative_template) if job.negative_template else None,
         "RNG": {"torch-cpu": "CPU", "nvidia": "NV"}[job.noise],
         "Version": f"mlxldm {(made_by or {}).get('mlxldm', '')}".strip(),
     }

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import UserError, nearest
+from .prompt import Pass
 from .samplers import CFGPP, GAMMA, Call, plms_calls
 
 if TYPE_CHECKING:
@@ -43,12 +44,23 @@ class Plan:
     prediction: str
     options: dict[str, Any] = field(default_factory=dict)
     both: bool = False  # `denoise` is to return the guided guess and the one without the prompt: see `samplers`
+    before: int = 0  # steps of the pass before this one
+    more: bool = False  # another pass follows
     log_sigmas: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)  # of all training timesteps
 
     @property
     def steps(self) -> int:
         """How many steps the sampler takes (it may call the model twice in one)."""
         return len(self.sigmas) - 1
+
+    @property
+    def walk(self) -> Pass:
+        """What the schedules in prompts count in."""
+        return Pass(self.steps, self.before, self.more)
+
+    def step(self, sigma: float) -> int:
+        """In which step, from 0, a model is asked at `sigma`; at the level between two it is the later one."""
+        return sum(sigma <= level for level in self.sigmas[1:-1])
 
     def timestep(self, sigma: float) -> float:
         """What the model is told at `sigma`: as planned, and interpolated in log sigma between plan and training."""

@@ -19,7 +19,7 @@ import heapq
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from mlxldm.errors import UserError
@@ -84,8 +84,13 @@ class Tokenizer(Protocol):
 
     size: int
     pad: int
+    comma: int | None  # the id of a comma
 
     def encode(self, text: str) -> list[int]: ...
+
+    def framed(self, ids: Sequence[int], length: int = 77) -> list[int]: ...
+
+    def name(self, token: int) -> str: ...
 
     def ids(self, text: str, length: int = 77) -> list[int]: ...
 
@@ -149,6 +154,7 @@ class ClipTokenizer:
                 raise UserError(f"The tokenizer's {role} token {token!r} is not in its vocabulary.")
         self.bos, self.eos, self.pad = self._ids[bos], self._ids[eos], self._ids[pad]
         self._unknown = self._ids[unknown]
+        self.comma: int | None = self._ids.get(",</w>")
         self.size = len(self._ids)
         specials = {**{token: False for token in (bos, eos, pad, unknown)}, **(written or {})}
         self._raw = sorted((t for t, late in specials.items() if t and not late), key=len, reverse=True)
@@ -222,8 +228,23 @@ class ClipTokenizer:
 
     def ids(self, text: str, length: int = 77) -> list[int]:
         """`length` ids as the text encoder wants them: start, the prompt as far as it fits, end, padding."""
-        kept = [self.bos, *self.encode(text)[: length - 2], self.eos]
-        return kept + [self.pad] * (length - len(kept))
+        return self.framed(self.encode(text)[: length - 2], length)
+
+    def framed(self, ids: Sequence[int], length: int = 77) -> list[int]:
+        """`length` ids: start, the ones given (at most `length` - 2), end, padding."""
+        return [self.bos, *ids, self.eos] + [self.pad] * (length - 2 - len(ids))
+
+    def name(self, token: int) -> str:
+        """How the vocabulary writes a token, with its bytes as text where they are some; `</w>` ends a word."""
+        name, end = self._names[token], ""
+        if name.endswith("</w>") and name != "</w>":
+            name, end = name.removesuffix("</w>"), "</w>"
+        if not all(letter in BYTES for letter in name):
+            return name + end  # a special token
+        try:
+            return bytes(BYTES[letter] for letter in name).decode("utf-8") + end
+        except UnicodeDecodeError:  # a part of a letter
+            return name + end
 
     def left_out(self, text: str, length: int = 77) -> str:
         """The end of `text` (lower-cased, as the model reads it) that `ids` had no room for; "" if all of it fits."""
@@ -383,6 +404,7 @@ class WordPiece:
                     f"needs."
                 )
         self.cls, self.sep, self.pad, self._unknown = (self._ids[token] for token in list(tokens.values())[:4])
+        self.comma: int | None = self._ids.get(",")
         self._special = sorted((token for token in tokens.values() if token in self._ids), key=len, reverse=True)
 
     @classmethod
@@ -435,8 +457,15 @@ class WordPiece:
 
     def ids(self, text: str, length: int = 77) -> list[int]:
         """`length` ids as the text encoder wants them: [CLS], the prompt as far as it fits, [SEP], [PAD]."""
-        kept = [self.cls, *self.encode(text)[: length - 2], self.sep]
-        return kept + [self.pad] * (length - len(kept))
+        return self.framed(self.encode(text)[: length - 2], length)
+
+    def framed(self, ids: Sequence[int], length: int = 77) -> list[int]:
+        """`length` ids: [CLS], the ones given (at most `length` - 2), [SEP], [PAD]."""
+        return [self.cls, *ids, self.sep] + [self.pad] * (length - 2 - len(ids))
+
+    def name(self, token: int) -> str:
+        """How the vocabulary writes a token; `##` begins what is not the beginning of a word."""
+        return self._names[token]
 
     def check(self, text: str, length: int = 77, name: str = "prompt") -> None:
         """UserError, saying what does not fit, if `ids` would leave out a part of `text`."""

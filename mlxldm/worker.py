@@ -332,18 +332,19 @@ class Worker:
         return f"{folder.manifest.name} {self._choice.backend} {self._choice.device} {self._precision}"
 
     def _tokens(self, message: Message, payload: bytes, stop: threading.Event) -> bool:
-        from .tokenizer import open_tokenizer
+        from .prompt import EMPHASES, Pass, Reader
+        from .tasks.script import lines
 
         job = Job.from_json(_object(message, "job"))
         folder = _find(job.model)
-        texts = folder.manifest.texts
-        if not texts or folder.manifest.task == "layout":
+        reader = Reader(folder)
+        if not reader.tokenizers:
             self.send("tokens", id=message["id"], prompt=0, negative=0, limit=0)
             return False
-        config = next(iter(texts.values()))
-        tokenizer = open_tokenizer(config, folder.tokenizer_files(1))
-        prompt, negative = (len(tokenizer.encode(text)) for text in (job.prompt, job.negative or ""))
-        limit = config.max_position_embeddings - 2
+        (line, *_), (against, *_) = lines(job, Pass(1))
+        texts = [reader(words, job.emphasis or EMPHASES[0]) for words in (line[0][0], against)]
+        prompt, negative = (sum(chunk.used for chunk in text.encoders[0]) for text in texts)
+        limit = max(text.chunks for text in texts) * (len(texts[0].encoders[0][0].ids) - 2)
         self.send("tokens", id=message["id"], prompt=prompt, negative=negative, limit=limit)
         return False
 

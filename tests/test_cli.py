@@ -240,8 +240,15 @@ def test_arguments_that_are_wrong(run, here: Path, arguments: list[str], said: l
         (["x", "--strength", "0.5"], ["image"]),
         (["x", "--mask", "missing.png"], ["image"]),
         (["x", "--image", "missing.png"], ["missing.png"]),
-        (["a house " * 20], ["too long", "75 tokens", "would be left out"]),
-        (["x", "--negative", "a house " * 20], ["negative", "too long"]),
+        (["a (house:1.2.3)"], ["'1.2.3', which is no number"]),
+        (["x", "--negative", "[house:1.3]"], ["For a weight write (word:1.3)"]),
+        (["x", "--negative", "<lora:a:1>"], ["<lora:a:1>", "belongs into the prompt"]),
+        (["<lora:a:1> x"], ["<lora:a:1>", "leave it out"]),
+        (["a __colour__ house"], ["__colour__", "--wildcards"]),
+        (["x", "--wildcards", "nowhere", "--negative", "{a|b}"], ["no folder of wildcards 'nowhere'"]),
+        (["x", "--emphasis", "non"], ["Did you mean 'none'?"]),
+        (["x", "--clip-skip", "99"], ["clip skip is 99", "1 (the last) to"]),
+        (["x", "--prompt-2", "y"], ["second prompt", "two text encoders"]),
         (["x", "-o", "nowhere/a.png"], ["nowhere"]),
         (["x", "-o", "a.jpg"], ["a.jpg", ".png"]),
         (["x", "-o", "/proc/a.png"], ["/proc/a.png", "cannot be written"]),
@@ -307,7 +314,26 @@ def test_help_names_every_sampler_and_spacing():
 def test_every_field_of_a_job_has_its_flag():
     import dataclasses
 
-    assert set(cli._WISHES) == {field.name for field in dataclasses.fields(Job)}
+    kept = {"template", "negative_template"}  # what a prompt was is nothing to wish for
+    assert set(cli._WISHES) | kept == {field.name for field in dataclasses.fields(Job)}
+
+
+def test_tokens_shows_what_a_model_reads(run, little_folder: Path):
+    code, out, err = run("tokens", "a (cat:1.3) BREAK 日", "--model", little_folder)
+    assert code == 0 and err == ""
+    assert "text, chunk 1 of 2: 4 of" in out and "text, chunk 2 of 2: 3 of" in out  # a byte, a token
+    rows = [line.split() for line in out.splitlines()]
+    assert [row[1:] for row in rows[1:5]] == [["a</w>", "1"], ["c", "1.3"], ["a", "1.3"], ["t</w>", "1.3"]]
+
+    code, out, err = run("tokens", "a [b|c] <lora:x:0.5> AND d :0.5", "--model", little_folder, "--steps", 5, "--json")
+    about = json.loads(out)
+    assert code == 0 and about["taken_out"] == ["<lora:x:0.5>"]
+    assert [each["steps"] for each in about["told"]] == [[1, 3, 5], [2, 4]]
+    second = about["told"][1]["prompts"]
+    assert [each["weight"] for each in second] == [1.0, 0.5] and second[0]["text"].split() == ["a", "c"]
+    assert [token["token"] for token in second[1]["encoders"]["text"][0]] == ["d</w>"]
+    assert "steps 1, 3, 5 of 5" in run("tokens", "[b|c]", "--model", little_folder, "--steps", 5)[1]
+    refused(run("tokens", "(a:1.2.3)", "--model", little_folder), "no number")
 
 
 def test_show_a_model(run, little_folder: Path):

@@ -16,6 +16,7 @@ from mlxldm.guidance import guided, masked
 from mlxldm.job import Job
 from mlxldm.noise import Noise
 from mlxldm.plan import Machine
+from mlxldm.prompt import Reader
 from mlxldm.schedule import Schedule
 
 MANIFEST = little.Little().manifest  # 64 × 64 pixels, 4 steps of ddim, guidance 3; latents are 8 × 8 × 4
@@ -28,6 +29,7 @@ class Fake:
 
     def __init__(self, manifest=MANIFEST, blur=0.25):
         self.manifest, self.blur = manifest, blur
+        self.reader = Reader(little.Little())
         self.texts, self.calls, self.latents, self.evaluated = [], [], [], 0
 
     def array(self, x):
@@ -39,8 +41,9 @@ class Fake:
 
     def encode_text(self, prompt, negative, width, height, zeros=False):
         self.zeros = zeros
-        self.texts.append((prompt, negative, width, height))
-        return prompt, negative
+        words = prompt.words.first, negative and negative.words.first
+        self.texts.append((*words, width, height))
+        return words
 
     def predict(self, x, timestep, cond, more=None):
         assert x.dtype == np.float32 and type(timestep) is float

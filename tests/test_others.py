@@ -85,6 +85,10 @@ def test_a1111s_text():
         ("Seed: -3", {"seed": None}, ["seed -3"]),
         ("CFG scale: nan", {"guidance": None}, ["guidance nan"]),
         ('Model: "a, b: c"', {"model": "a, b: c"}, []),
+        ("Clip skip: 2", {"clip_skip": 2}, []),
+        ("Emphasis: None", {"emphasis": "none"}, []),
+        ("Emphasis: No norm", {"emphasis": None}, ["emphasis No norm"]),
+        ('Template: "a {b|c}", Negative Template: d', {"template": "a {b|c}", "negative_template": "d"}, []),
         ("ENSD: 31337", {}, ["ENSD 31337"]),
         ("Sampler: DDIM CFG++, CFG scale: 7", {"sampler": "ddim_cfgpp", "guidance": None},
          ["guidance 7, which CFG++ counts otherwise there"]),
@@ -104,7 +108,8 @@ def test_a_text_that_is_no_settings_is_no_job():
 
 def test_what_we_write_for_others_reads_back_the_same():
     job = Job('a "cat", (red:1.2)\nsecond line', "no: dogs", "v1,5", seed=3, steps=8, guidance=2.5, sampler="euler_a",
-              spacing="karras", width=64, height=96)  # fmt: skip
+              spacing="karras", width=64, height=96, clip_skip=2, emphasis="none", template="a {cat|dog}\n: __x__",
+              negative_template="no: {a|b}")  # fmt: skip
     found = others.read({"parameters": parameters(job, {"mlxldm": "1.0"})})
     assert found is not None and found.program == "mlxldm" and found.left == []
     assert found.job == job

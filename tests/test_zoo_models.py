@@ -213,10 +213,10 @@ def test_a_prompt_is_read_as_the_original_does(name, zoo):
     for i, text in enumerate((torch.from_numpy(expected), empty)):
         guess = nhwc(net["denoiser"](nchw(x), torch.tensor([500.0]), text))
         same("prompt and U-Net", name, {which: both[i] for which, both in found.items()}, guess)
-    with pytest.raises(UserError, match="too long"):
-        zoo(name, "mlx").encode_text("a red house " * 5, None, 64, 64)
-    with pytest.raises(UserError, match="negative prompt is too long"):
-        zoo(name, "torch").encode_text("a", "a red house " * 5, 64, 64)
+    for which in BACKENDS:  # what is too long for it at once is read in chunks
+        model = zoo(name, which)
+        longer = model.numpy(model.text_states("a red house " * 5))
+        assert longer.shape[1] > expected.shape[1] and longer.shape[1] % expected.shape[1] == 0
 
 
 def test_tokens_of_a_layout_are_read_as_the_original_does(zoo):

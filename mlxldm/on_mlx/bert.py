@@ -3,6 +3,8 @@ LDMBertModel."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -60,10 +62,11 @@ class BertText(nn.Module):
         self.model = Encoder(config)
         self.config = config
 
-    def __call__(self, ids: list[list[int]]) -> TextOutput:
+    def __call__(self, ids: Sequence[Sequence[int]]) -> TextOutput:
         """ids: rows of equal length."""
         net = self.model
-        x = net.embed_tokens(mx.array(ids, dtype=mx.int32)) + net.embed_positions.weight[: len(ids[0])]
+        tokens = mx.array([list(row) for row in ids], dtype=mx.int32)
+        x = net.embed_tokens(tokens) + net.embed_positions.weight[: len(ids[0])]
         for layer in net.layers:
             x = layer(x)
         return TextOutput(net.layer_norm(x), None)

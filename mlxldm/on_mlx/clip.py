@@ -3,6 +3,7 @@ CLIPTextModel."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -98,17 +99,20 @@ class ClipText(nn.Module):
             self.text_projection = Linear(config.hidden_size, config.projection_dim, bias=False)
         self.config = config
 
-    def __call__(self, ids: list[list[int]]) -> TextOutput:
-        """ids: rows of equal length. The hidden state is the one `config.skip` counts from the end; only the last
-        goes through the final norm, as in transformers."""
+    def __call__(self, ids: Sequence[Sequence[int]], clip_skip: int | None = None) -> TextOutput:
+        """ids: rows of equal length. The hidden state is the one that `config.layer` says; a model that reads the last
+        one has it, and those before it in its place, from the final norm."""
         tower = self.text_model
-        x = tower.embeddings(mx.array(ids, dtype=mx.int32))
+        x = tower.embeddings(mx.array([list(row) for row in ids], dtype=mx.int32))
         states = [x]
         for layer in tower.encoder.layers:
             x = layer(x)
             states.append(x)
         last = tower.final_layer_norm(x)
-        hidden = last if self.config.skip == -1 else states[self.config.skip]
+        read = self.config.layer(clip_skip)
+        hidden = last if read == -1 else states[read]
+        if self.config.skip == -1 and read != -1:
+            hidden = tower.final_layer_norm(hidden)
         ends = [_end(row, self.config.eos_token_id) for row in ids]
         pooled = mx.stack([last[i, end] for i, end in enumerate(ends)])
         if "text_projection" in self:
@@ -116,6 +120,6 @@ class ClipText(nn.Module):
         return TextOutput(hidden, pooled)
 
 
-def _end(row: list[int], eos: int) -> int:
+def _end(row: Sequence[int], eos: int) -> int:
     """Where the text ends: the first end mark. A cut text always has one; without any, the last token."""
     return row.index(eos) if eos in row else len(row) - 1

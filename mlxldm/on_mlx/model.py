@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten
 from ..config import BertConfig
 from ..errors import UserError
 from ..plan import CACHE, PICTURE_CACHE, Machine
-from ..tokenizer import Tokenizer, open_tokenizer
+from ..prompt import Reader, Tokens
 from . import BLAS, VERSION, cpu
 from .bert import BertText
 from .clip import ClipText, TextOutput
@@ -93,11 +93,9 @@ class MlxModel:
         # SDXL's autoencoder overflows in float16, and its config says so; those of SD 1.x and 2.x say so and do not
         careful = manifest.vae.force_upcast and manifest.family not in ("sd1", "sd2") and dtype == mx.float16
         text_dtype = dtype if self._gpu else mx.float32  # a CPU is no slower in it, and reads the prompt once a job
-        self._tokenizers: list[Tokenizer] = []
+        self.reader = Reader(folder)
         self._texts: list[ClipText | BertText] = []
-        for number, (part, text) in enumerate(manifest.texts.items(), 1):
-            if manifest.task != "layout":  # which reads numbers of its own, and has no words
-                self._tokenizers.append(open_tokenizer(text, folder.tokenizer_files(number)))
+        for part, text in manifest.texts.items():
             encoder = BertText(text) if isinstance(text, BertConfig) else ClipText(text)
             self._texts.append(fill(encoder, folder, part, text_dtype, self._gpu))
         self._classes = self._rescaler = None
@@ -123,8 +121,8 @@ class MlxModel:
 
     def encode_text(
         self,
-        prompt: str | None,
-        negative: str | None,
+        prompt: Tokens | str | None,
+        negative: Tokens | str | None,
         width: int,
         height: int,
         zeros: bool = False,
@@ -134,13 +132,15 @@ class MlxModel:
         guidance: float | None = None,
     ) -> Cond:
         """Both texts through the text encoders and into keys and values; width and height of the picture in pixels."""
-        prompts: list[str | None] = [prompt] if negative is None else [prompt, None if zeros else negative]
+        prompts = [prompt] if negative is None else [prompt, None if zeros else negative]
+        read = self.reader.level(*(self.reader("" if text is None else text) for text in prompts))
+        given = [text is not None for text in prompts]
         # SDXL is told the size of its training picture, the corner it was cut at, and the size wanted or a score
         wanted = [[height, width]] * 2 if scores is None else [[score] for score in scores]
         sizes = np.array([[height, width, 0, 0, *last] for last in wanted[: len(prompts)]], np.float32)
         # two batches of one run side by side on a CPU; a GPU wants one batch of two
         parts = [slice(None)] if self._gpu else [slice(row, row + 1) for row in range(len(prompts))]
-        texts = [self._text(prompts[part], sizes[part], level, guidance) for part in parts]
+        texts = [self._text(read[part], given[part], sizes[part], level, guidance) for part in parts]
         return self._cond(texts, guided=negative is not None)
 
     def condition(self, told: mx.array | None, without: mx.array | None) -> Cond:
@@ -158,9 +158,9 @@ class MlxModel:
         mx.eval([told for text in batches for told in (text.labels, text.condition) if told is not None])
         return Cond(batches, guided)
 
-    def text_states(self, prompt: str) -> mx.array:
+    def text_states(self, prompt: Tokens | str) -> mx.array:
         """What the cross attentions read of a prompt: (1, positions, width)."""
-        return mx.concatenate([output.hidden for output in self._encode([prompt])], axis=-1)
+        return mx.concatenate([output.hidden for output in self._encode([self.reader(prompt)])], axis=-1)
 
     def embed_ids(self, ids: Sequence[int]) -> mx.array:
         """Numbers of tokens through the text encoder: (1, L, width)."""
@@ -178,29 +178,34 @@ class MlxModel:
         assert self._rescaler is not None, "this model has no rescaler"
         return self._rescaler(labels)
 
-    def _encode(self, prompts: list[str]) -> list[TextOutput]:
+    def _encode(self, texts: Sequence[Tokens]) -> list[TextOutput]:
+        """What each text encoder makes of texts of as many chunks each."""
         outputs: list[TextOutput] = []
-        for tokenizer, encoder in zip(self._tokenizers, self._texts, strict=True):
-            length = encoder.config.max_position_embeddings
-            for text in prompts:
-                tokenizer.check(text, length)
-            outputs.append(encoder([tokenizer.ids(text, length) for text in prompts]))
+        for i, encoder in enumerate(self._texts):
+            chunks = [chunk for text in texts for chunk in text.encoders[i]]
+            ids, skip = [chunk.ids for chunk in chunks], texts[0].skip
+            output = encoder(ids) if isinstance(encoder, BertText) else encoder(ids, skip)
+            hidden = weighed(output.hidden, [chunk.weights for chunk in chunks])
+            hidden = hidden.reshape(len(texts), -1, hidden.shape[-1])
+            outputs.append(TextOutput(hidden, None if output.pooled is None else output.pooled[:: texts[0].chunks]))
         return outputs
 
-    def _text(self, prompts: list[str | None], sizes: np.ndarray, level: int | None, guidance: float | None) -> Text:
-        """Of each prompt; of None it is zeros before the U-Net makes anything of it."""
-        outputs = self._encode([text or "" for text in prompts])
-        given = mx.array([text is not None for text in prompts])[:, None]
-        hidden = mx.concatenate([output.hidden for output in outputs], axis=-1) * given[..., None]
+    def _text(
+        self, texts: Sequence[Tokens], given: list[bool], sizes: np.ndarray, level: int | None, guidance: float | None
+    ) -> Text:
+        """Of each text; where none is `given`, it is zeros before the U-Net makes anything of it."""
+        outputs = self._encode(texts)
+        there = mx.array(given)[:, None]
+        hidden = mx.concatenate([output.hidden for output in outputs], axis=-1) * there[..., None]
         added = labels = condition = None
         if self.manifest.denoiser.addition_embed_type == "text_time":
             pooled = outputs[-1].pooled
             assert pooled is not None
-            added = (pooled * given, sizes)
+            added = (pooled * there, sizes)
         if level is not None:
-            labels = mx.array([level] * len(prompts))
+            labels = mx.array([level] * len(texts))
         if guidance is not None:
-            condition = guidance_waves([guidance] * len(prompts), self.manifest.denoiser.time_cond_proj_dim or 0)
+            condition = guidance_waves([guidance] * len(texts), self.manifest.denoiser.time_cond_proj_dim or 0)
         return Text(self._unet.keys_values(hidden), added, labels, condition)
 
     def predict(
@@ -303,6 +308,16 @@ def _little_cache() -> Iterator[None]:
         yield
     finally:
         mx.set_cache_limit(CACHE)
+
+
+def weighed(hidden: mx.array, weights: Sequence[Sequence[float]]) -> mx.array:
+    """Hidden states (B, L, width) times the weights of their tokens (B, L), each row's mean as it was."""
+    if all(weight == 1 for row in weights for weight in row):
+        return hidden
+    states = hidden.astype(mx.float32)
+    heavy = states * mx.array(np.array(weights, np.float32))[..., None]
+    mean, heavier = (mx.mean(x, axis=(1, 2), keepdims=True) for x in (states, heavy))
+    return (heavy * (mean / heavier)).astype(hidden.dtype)
 
 
 def fill(module: M, folder: Folder, part: str, dtype: mx.Dtype, packed: bool = False) -> M:

@@ -31,6 +31,7 @@ from ..config import BertConfig, ClipTextConfig, UNetConfig, VqConfig
 from ..errors import UserError
 from ..folder import Folder, Manifest
 from ..plan import Machine
+from ..prompt import Reader
 from ..tokenizer import open_tokenizer
 from .blocks import quicken_unet, quicken_vae
 from .clip import TorchClip
@@ -70,7 +71,8 @@ def _build(folder: Folder, where: torch.device, dtype: torch.dtype, why: str) ->
     manifest = folder.manifest
     # A CPU reads the prompt once a job: float32 costs nothing there. On a GPU the text is half precision as well.
     text_dtype = torch.float32 if where.type == "cpu" else dtype
-    encoders = [_text(folder, part, number, where, text_dtype) for number, part in enumerate(manifest.texts, 1)]
+    reader = Reader(folder)
+    encoders = [_text(folder, part, where, text_dtype) for part in manifest.texts]
     classes = rescaler = None
     with torch.device("meta"):
         unet = _unet(manifest.denoiser)
@@ -87,7 +89,7 @@ def _build(folder: Folder, where: torch.device, dtype: torch.dtype, why: str) ->
         _fill(rescaler, folder, "rescaler", where, torch.float32)
     quicken_unet(unet)
     quicken_vae(vae)
-    return TorchModel(manifest, encoders, classes, rescaler, unet, vae, where, dtype, why)
+    return TorchModel(manifest, reader, encoders, classes, rescaler, unet, vae, where, dtype, why)
 
 
 def _unet(config: UNetConfig) -> UNet2DConditionModel | UNet2DModel:
@@ -185,17 +187,13 @@ def bfloat16_gain() -> float:
 # The parts.
 
 
-def _text(folder: Folder, part: str, number: int, device: torch.device, dtype: torch.dtype) -> TextEncoder:
+def _text(folder: Folder, part: str, device: torch.device, dtype: torch.dtype) -> TextEncoder:
     config = folder.manifest.texts[part]
-    skip = -1 if isinstance(config, BertConfig) else config.skip
     with torch.device("meta"):
         net = _bert(config) if isinstance(config, BertConfig) else _clip(config)
     _number(net, device)
     _fill(net, folder, part, device, dtype, dialect="model." if isinstance(config, BertConfig) else "text_model.")
-    tokenizer = None
-    if folder.manifest.task != "layout":  # which reads numbers of its own, and has no words
-        tokenizer = open_tokenizer(config, folder.tokenizer_files(number))
-    return TextEncoder(net, tokenizer, config.max_position_embeddings, skip)
+    return TextEncoder(net, config)
 
 
 def _clip(config: ClipTextConfig) -> nn.Module:
@@ -220,7 +218,8 @@ def build_clip(folder: ClipFolder, device: torch.device) -> TorchClip:
         vision = CLIPVisionModelWithProjection(CLIPVisionConfig(**folder.vision.to_transformers()))
     _number(vision, device)
     _fill(vision, folder, "vision", device, torch.float32, dialect="vision_model.")
-    return TorchClip(_text(folder, "text", 1, device, torch.float32), vision, device)
+    tokenizer = open_tokenizer(folder.text, folder.tokenizer_files())
+    return TorchClip(tokenizer, _text(folder, "text", device, torch.float32), vision, device)
 
 
 def _number(clip: nn.Module, device: torch.device) -> None:

@@ -6,18 +6,19 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..tokenizer import Tokenizer
 from .model import TextEncoder
 
 
 class TorchClip:
     """A CLIP on a torch device, in float32; see `mlxldm.backend.Clip`."""
 
-    def __init__(self, text: TextEncoder, vision: nn.Module, device: torch.device):
-        self._text, self._vision, self._device = text, vision, device
+    def __init__(self, tokenizer: Tokenizer, text: TextEncoder, vision: nn.Module, device: torch.device):
+        self._tokenizer, self._text, self._vision, self._device = tokenizer, text, vision, device
 
     @torch.no_grad()
     def text(self, prompt: str) -> np.ndarray:
-        _, summary = self._text([prompt])
+        _, summary = self._text.read([self._tokenizer.ids(prompt, self._text.config.max_position_embeddings)])
         assert summary is not None, "a CLIP's text tower projects"
         return summary[0].float().cpu().numpy()
 

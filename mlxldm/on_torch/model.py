@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
-from ..config import BertConfig, VqConfig
+from ..config import BertConfig, ClipTextConfig, VqConfig
 from ..errors import UserError
 from .blocks import text_attentions
 from .seamless import make_seamless
@@ -26,38 +26,54 @@ if TYPE_CHECKING:
     from ..clip import ClipFolder
     from ..folder import Manifest
     from ..plan import Machine
-    from ..tokenizer import Tokenizer
+    from ..prompt import Chunk, Reader, Tokens
     from .clip import TorchClip
     from .told import ClassEmbedder, Rescaler
 
 log = logging.getLogger(__name__)
 
 SCORES = 1 << 25  # bytes of distances to codes to hold at a time
+KEPT = 4  # captured calls, for pictures of one shape
 WARM_UP = 2  # U-Net calls before a capture: the first chooses kernels and compiles, the second finds all of it ready
 
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """A text encoder with its tokenizer; `skip` is the hidden state that the U-Net reads (see ClipTextConfig)."""
+    """A text encoder."""
 
     net: nn.Module
-    tokenizer: Tokenizer | None  # None: it is given numbers only
-    length: int
-    skip: int
+    config: ClipTextConfig | BertConfig
 
-    def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor | None]:
-        """The hidden states (N, length, D) of N texts, and their summaries (N, P) where the model projects one."""
-        assert self.tokenizer is not None, "this model has no words"
-        for text, name in zip(texts, ("prompt", "negative prompt"), strict=False):
-            self.tokenizer.check(text, self.length, name)
-        return self.read([self.tokenizer.ids(text, self.length) for text in texts])
+    def __call__(self, texts: Sequence[Sequence[Chunk]], clip_skip: int | None) -> tuple[Tensor, Tensor | None]:
+        """The hidden states (N, chunks * length, D) of N texts of as many chunks each, and the summaries (N, P) of
+        their first chunks where the model projects one."""
+        chunks = [chunk for text in texts for chunk in text]
+        hidden, summary = self.read([chunk.ids for chunk in chunks], clip_skip)
+        hidden = weighed(hidden, [chunk.weights for chunk in chunks])
+        return hidden.reshape(len(texts), -1, hidden.shape[-1]), None if summary is None else summary[:: len(texts[0])]
 
-    def read(self, tokens: list[list[int]]) -> tuple[Tensor, Tensor | None]:
-        """The same of texts that are numbers already, in rows of equal length."""
+    def read(self, tokens: Sequence[Sequence[int]], clip_skip: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """The hidden states (N, length, D) of N rows of tokens, and their summaries (N, P)."""
         ids = torch.tensor(tokens, device=next(self.net.parameters()).device)
-        out = self.net(ids, output_hidden_states=self.skip != -1, return_dict=True)
-        hidden = out.last_hidden_state if self.skip == -1 else out.hidden_states[self.skip]
+        layer = -1 if isinstance(self.config, BertConfig) else self.config.layer(clip_skip)
+        out = self.net(ids, output_hidden_states=layer != -1, return_dict=True)
+        hidden = out.last_hidden_state
+        if layer != -1:
+            assert isinstance(self.config, ClipTextConfig)
+            hidden = out.hidden_states[layer]
+            if self.config.skip == -1:  # then the layers before the last go through its norm, too
+                hidden = getattr(self.net, "text_model", self.net).final_layer_norm(hidden)
         return hidden, getattr(out, "text_embeds", None)
+
+
+def weighed(hidden: Tensor, weights: Sequence[Sequence[float]]) -> Tensor:
+    """Hidden states (N, length, D) times the weights of their tokens, each row's mean as it was."""
+    if all(weight == 1 for row in weights for weight in row):
+        return hidden
+    factors = torch.tensor(weights, dtype=torch.float32, device=hidden.device)[:, :, None]
+    states = hidden.float()
+    heavy = states * factors
+    return (heavy * (states.mean(dim=(1, 2), keepdim=True) / heavy.mean(dim=(1, 2), keepdim=True))).to(hidden.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +109,7 @@ class TorchModel:
     def __init__(
         self,
         manifest: Manifest,
+        reader: Reader,
         encoders: list[TextEncoder],
         classes: ClassEmbedder | None,
         rescaler: Rescaler | None,
@@ -102,7 +119,7 @@ class TorchModel:
         dtype: torch.dtype,
         why: str,
     ):
-        self.manifest = manifest
+        self.manifest, self.reader = manifest, reader
         self.device, self.dtype = device, dtype
         self.precision = str(dtype).split(".")[-1]
         self.description = f"torch {torch.__version__} on {_called(device)}, {self.precision} ({why})"
@@ -110,7 +127,7 @@ class TorchModel:
         self._unet, self._vae = unet, vae
         self._readers = text_attentions(unet)
         self._capture = device.type == "cuda"
-        self._captured: Captured | None = None
+        self._captured: list[Captured] = []  # the last one used first
         self._seams: list[Callable[[], None]] = []  # what brings them back
 
     # Arrays in and out.
@@ -128,7 +145,7 @@ class TorchModel:
         for restore in self._seams:
             restore()
         self._seams = [make_seamless(net, axes) for net in (self._unet, self._vae)] if axes else []
-        self._captured = None  # it is of the convolutions as they were
+        self._captured = []  # they are of the convolutions as they were
 
     def evaluate(self, x: Tensor) -> Tensor:
         return x  # torch has started already; waiting here would leave a GPU idle between two steps
@@ -138,8 +155,8 @@ class TorchModel:
     @torch.no_grad()
     def encode_text(
         self,
-        prompt: str | None,
-        negative: str | None,
+        prompt: Tokens | str | None,
+        negative: Tokens | str | None,
         width: int,
         height: int,
         zeros: bool = False,
@@ -148,10 +165,13 @@ class TorchModel:
         level: int | None = None,
         guidance: float | None = None,
     ) -> Cond:
-        texts = [prompt] if negative is None else [prompt, None if zeros else negative]
-        read = [encoder([text or "" for text in texts]) for encoder in self._encoders]
+        prompts = [prompt] if negative is None else [prompt, None if zeros else negative]
+        texts = self.reader.level(*(self.reader("" if text is None else text) for text in prompts))
+        read = [
+            encoder([text.encoders[i] for text in texts], texts[0].skip) for i, encoder in enumerate(self._encoders)
+        ]
         context = torch.cat([hidden for hidden, _ in read], dim=-1).to(self.dtype)
-        blank = [row for row, text in enumerate(texts) if text is None]
+        blank = [row for row, text in enumerate(prompts) if text is None]
         context[blank] = 0
         added = None
         if self.manifest.denoiser.addition_embed_type == "text_time":
@@ -197,7 +217,7 @@ class TorchModel:
         assert self._rescaler is not None, "this model has no rescaler"
         return _nhwc(self._rescaler(_nchw(labels, torch.float32)))
 
-    def text_states(self, prompt: str) -> Tensor:
+    def text_states(self, prompt: Tokens | str) -> Tensor:
         context = self.encode_text(prompt, None, 0, 0).context
         assert context is not None
         return context
@@ -271,7 +291,7 @@ class TorchModel:
         return {"weights": weights, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
 
     def unload(self) -> None:
-        self._captured = None
+        self._captured = []
         self._encoders, self._readers = [], []
         self._classes = self._rescaler = self._unet = self._vae = None
         gc.collect()
@@ -293,18 +313,22 @@ class TorchModel:
 
     def _replay(self, x: Tensor, timestep: float, cond: Cond) -> Tensor:
         """`_net`, as one launch of a CUDA graph: an SD 1.x U-Net is a thousand small kernels, and launching them one
-        by one takes longer than computing them. Captured again when the shape of a picture or of a text changes."""
-        if self._captured is None or not self._captured.fits(x, cond):
-            self._captured = None  # give its memory back first
+        by one takes longer than computing them. Captured again when the shape of a picture or of a text changes; a
+        few are kept for pictures of one shape, since steps may take turns with one text and with two."""
+        known = next((one for one in self._captured if one.fits(x, cond)), None)
+        if known is None:
+            kept = [one for one in self._captured if one.draws(x)][: KEPT - 1]
+            self._captured = kept  # the others give their memory back first
             try:
-                self._captured = Captured(self._net, x, timestep, cond)
+                known = Captured(self._net, x, timestep, cond, kept[0].pool if kept else None)
             except torch.cuda.OutOfMemoryError:
                 raise
             except RuntimeError as error:
                 log.warning("CUDA graph capture failed, every step will be slower: %s", error)
                 self._capture = False
                 return self._net(x, torch.full((1,), timestep, dtype=torch.float32, device=self.device), cond)
-        return self._captured(x, timestep, cond)
+        self._captured = [known, *(one for one in self._captured if one is not known)]
+        return known(x, timestep, cond)
 
     @contextlib.contextmanager
     def _here(self) -> Iterator[None]:
@@ -327,7 +351,15 @@ class TorchModel:
 class Captured:
     """A U-Net call recorded as a CUDA graph, with the memory it reads from and writes to."""
 
-    def __init__(self, net: Callable[[Tensor, Tensor, Cond], Tensor], x: Tensor, timestep: float, cond: Cond):
+    def __init__(
+        self,
+        net: Callable[[Tensor, Tensor, Cond], Tensor],
+        x: Tensor,
+        timestep: float,
+        cond: Cond,
+        pool: tuple[int, int] | None = None,
+    ):
+        """`pool` is that of another one: no two compute at a time, and what they return is copied out at once."""
         self._x, self._cond = x.clone(), cond.clone()
         self._timestep = torch.full((1,), timestep, dtype=torch.float32, device=x.device)
         self._told = cond
@@ -338,8 +370,17 @@ class Captured:
                 net(self._x, self._timestep, self._cond)
         torch.cuda.current_stream(x.device).wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
             self._out = net(self._x, self._timestep, self._cond)
+
+    @property
+    def pool(self) -> tuple[int, int]:
+        """The memory it computes in."""
+        return self._graph.pool()
+
+    def draws(self, x: Tensor) -> bool:
+        """Whether it is for pictures of this shape."""
+        return self._x.shape == x.shape
 
     def fits(self, x: Tensor, cond: Cond) -> bool:
         mine, given = [self._x, *self._cond.tensors()], [x, *cond.tensors()]

@@ -11,12 +11,13 @@ import numpy as np
 from .. import tiles
 from ..canvas import extended_size
 from ..errors import UserError
-from ..guidance import Interval, guided, levels, part_of
+from ..guidance import Interval, Told, guided, levels, part_of
 from ..job import Job
 from ..picture import size_of
 from ..samplers import Array, Denoise
 from ..schedule import Plan
 from ..windows import Window, tiled
+from .script import Script
 
 if TYPE_CHECKING:
     from ..backend import Model
@@ -169,38 +170,33 @@ class Task:
         return self.model.manifest.denoiser.time_cond_proj_dim is not None
 
     @property
-    def negative(self) -> str | None:
-        """The negative prompt, None where there is no guidance or the network does it."""
-        return (self.job.negative or "") if self.guides else None
-
-    @property
     def zeros(self) -> bool:
         """Whether zeros stand for the negative prompt."""
-        return self.job.negative is None and self.model.manifest.zeros_for_empty
+        given = self.job.negative is not None or self.job.negative_2 is not None
+        return self.model.manifest.zeros_for_empty and not given
 
     @property
     def more_told(self) -> dict[str, Any]:
         """What the network is told besides prompts and size, as `encode_text` takes it."""
         return {"guidance": self.guidance} if self.guides_itself else {}
 
-    def read_prompts(self) -> Any:
-        """Prompt and negative prompt, as `predict` takes them."""
-        return self.model.encode_text(
-            self.job.prompt, self.negative, self.width, self.height, self.zeros, **self.more_told
-        )
+    def read_prompts(self) -> Told:
+        """Prompts and negative prompts of all steps."""
+        self.script = Script(self)
+        return self.script.both()
 
     def lead(self, text: Any, more: Array | None = None) -> Denoise:
         """`denoise` of a model with what `read_prompts` gave, guided as the job says; `more`: see `guided`."""
         job, interval = self.job, None
         start, stop = part_of(job)
         if (start, stop) != (0, 1):
-            if self.alone is None:
-                self.alone = self.model.encode_text(job.prompt, None, self.width, self.height, **self.more_told)
+            if self.alone is None:  # several prompts together need the negative one all the way
+                self.alone = text if self.script.composed else self.script.alone()
             interval = Interval(*levels(self.plan, start, stop), self.alone)
 
         def at(window: Window) -> Denoise:
             beside, rescale = None if more is None else window.of(more), job.guidance_rescale or 0.0
-            return guided(self.model, text, self.plan, self.guidance, beside, rescale, interval)
+            return guided(self.model, text, self.plan, self.guidance if self.guides else 1.0, beside, rescale, interval)
 
         return self.tile(at)
 

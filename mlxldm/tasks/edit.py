@@ -40,19 +40,16 @@ class Edit(Task):
         super().__init__(model, job, plan, inputs)
         assert inputs.image is not None
         self.text = self.read_prompts()
+        self.plain = self.script.negative() if self.script.guided else None
         mean, _ = self.encode(inputs.image)
         self.kept = mean * (1 / model.manifest.vae.scaling_factor)  # as trained: the latents without their scale
-        self.plain = None
-        if self.negative is not None:
-            empty = None if self.zeros else self.negative
-            self.plain = model.encode_text(empty, None, self.width, self.height, **self.more_told)
 
     def start(self, draw: Draws) -> Start:
         keep = self.job.image_guidance
         assert keep is not None
+        guidance = self.guidance if self.guides else 1.0
 
         def at(window: Window) -> Denoise:
-            kept = window.of(self.kept)
-            return edited(self.model, self.text, self.plain, self.plan, self.guidance, keep, kept)
+            return edited(self.model, self.text, self.plain, self.plan, guidance, keep, window.of(self.kept))
 
         return Start(draw() * self.plan.start_scale, self.tile(at))

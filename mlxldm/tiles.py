@@ -31,27 +31,29 @@ def decode(model: Model, latent: Array, tile: int | None = None, seamless: str |
     height, width = latent.shape[1:3]
     if tile is None or max(height, width) <= tile:
         return model.numpy(model.decode(latent))
-    values = model.numpy(latent)
+    values, factor = model.numpy(latent), model.manifest.vae.factor
     if seamless is not None:
-        down, across = (OVERLAP * (seamless in (axis, "both")) for axis in "yx")
-        wide = np.pad(values, ((0, 0), (down, down), (across, across), (0, 0)), mode="wrap")
-        factor = model.manifest.vae.factor
-        pixels = decode(model, model.array(wide), tile)
-        down, across = down * factor, across * factor
-        return pixels[:, down : down + height * factor, across : across + width * factor]
+        wide, inside = _wrapped(values, seamless, OVERLAP, factor)
+        return decode(model, model.array(wide), tile)[inside]
 
     def work(rows: slice, columns: slice) -> list[np.ndarray]:
         return [model.numpy(model.decode(model.array(values[:, rows, columns])))]
 
-    return _blended(work, height, width, tile, model.manifest.vae.factor)[0]
+    return _blended(work, height, width, tile, factor)[0]
 
 
-def encode(model: Model, pixels: np.ndarray, tile: int | None = None) -> tuple[Array, Array]:
+def encode(
+    model: Model, pixels: np.ndarray, tile: int | None = None, seamless: str | None = None
+) -> tuple[Array, Array]:
     """Mean and standard deviation (1, h, w, c) of the latent of pixels (1, H, W, 3), in tiles as `decode`'s."""
     factor = model.manifest.vae.factor
     height, width = pixels.shape[1] // factor, pixels.shape[2] // factor
     if tile is None or max(height, width) <= tile:
         return model.encode_image(model.array(pixels))
+    if seamless is not None:
+        wide, inside = _wrapped(pixels, seamless, OVERLAP * factor, 1 / factor)
+        mean, deviation = encode(model, wide, tile)
+        return mean[inside], deviation[inside]
 
     def work(rows: slice, columns: slice) -> list[np.ndarray]:
         here = [slice(side.start * factor, side.stop * factor) for side in (rows, columns)]
@@ -59,6 +61,17 @@ def encode(model: Model, pixels: np.ndarray, tile: int | None = None) -> tuple[A
 
     mean, deviation = _blended(work, height, width, tile, 1)
     return model.array(mean), model.array(deviation)
+
+
+def _wrapped(
+    values: np.ndarray, axes: str, reach: int, scale: float
+) -> tuple[np.ndarray, tuple[slice, slice, slice]]:
+    """(1, h, w, c) with `reach` more of its other side around it, and where it lies in that, `scale` times as large."""
+    reaches = [reach * (axes in (axis, "both")) for axis in "yx"]
+    wide = np.pad(values, ((0, 0), *((each, each) for each in reaches), (0, 0)), mode="wrap")
+    starts = [round(each * scale) for each in reaches]
+    ends = [round((each + side) * scale) for each, side in zip(reaches, values.shape[1:3], strict=True)]
+    return wide, (slice(None), slice(starts[0], ends[0]), slice(starts[1], ends[1]))
 
 
 def _blended(

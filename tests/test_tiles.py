@@ -99,6 +99,27 @@ def test_tiles_of_a_trained_autoencoder_are_nearly_the_whole_picture(scenes):
     assert np.all(scenes.numpy(spread) > 0) and spread.shape == deviation.shape
 
 
+@pytest.mark.parametrize("axes", ["x", "y", "both"])
+def test_a_seamless_picture_in_tiles_goes_on_at_its_other_side(scenes, axes):
+    pixels = picture(320, 320)
+    scenes.seamless(axes)
+    try:
+        mean, _ = scenes.encode_image(scenes.array(pixels))
+        whole = scenes.numpy(scenes.decode(mean))
+        tiled, torn = tiles.decode(scenes, mean, 32, axes), tiles.decode(scenes, mean, 32)
+        found, _ = tiles.encode(scenes, pixels, 32, axes)
+    finally:
+        scenes.seamless("")
+    assert tiled.shape == whole.shape and found.shape == mean.shape
+    edge = np.zeros(whole.shape[1:3], bool)
+    if axes != "y":
+        edge[:, :16] = edge[:, -16:] = True
+    if axes != "x":
+        edge[:16] = edge[-16:] = True
+    assert psnr(tiled, whole) > 35 and psnr(tiled[:, edge], whole[:, edge]) > psnr(torn[:, edge], whole[:, edge]) + 3
+    assert psnr(scenes.numpy(found), scenes.numpy(mean)) > 25
+
+
 def picture(height: int, width: int) -> np.ndarray:
     """(1, H, W, 3): a sky, a sun, hills: what the embedded model has seen the like of."""
     y, x = np.mgrid[:height, :width].astype(np.float32)

@@ -248,7 +248,8 @@ class Upsample(nn.Module):
         rows = max(1, BAND // (n * 4 * c * w * x.element_size()))
         if rows >= h:
             return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        out = x.new_empty((n, self.conv.out_channels, 2 * h, 2 * w)).to(memory_format=torch.channels_last)
+        shape, last = (n, self.conv.out_channels, 2 * h, 2 * w), torch.channels_last
+        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=last)
         wraps = self.conv.padding[0] == 0  # a seamless picture has neighbours everywhere
         for top in range(0, h, rows):
             end = min(top + rows, h)

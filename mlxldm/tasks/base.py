@@ -208,7 +208,7 @@ class Task:
 
     def encode(self, pixels: np.ndarray) -> tuple[Array, Array]:
         """Mean and standard deviation of the latent of `pixels` (1, H, W, 3)."""
-        return tiles.encode(self.model, pixels, self.inputs.encode_tile)
+        return tiles.encode(self.model, pixels, self.inputs.encode_tile, self.job.seamless)
 
     def latent_mask(self) -> Array:
         """The mask at the size of the latents: as diffusers does, every `factor`-th pixel of it."""

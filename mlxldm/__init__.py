@@ -45,11 +45,14 @@ def load(
     return backends.load(folder, backend, device, precision)
 
 
-def generate(model: Model, job: Job) -> Iterator[Step | Picture]:
-    """Work on `job` with a loaded model: a `Step` after every sampling step, a `Picture` when one is finished."""
+def generate(model: Model, job: Job, refiner: Model | None = None) -> Iterator[Step | Picture]:
+    """Work on `job` with a loaded model: a `Step` after every sampling step, a `Picture` when one is finished.
+
+    `refiner`: a second one that ends what the first begins (Stable Diffusion XL's).
+    """
     from .generate import generate as run
 
-    return run(model, job)
+    return run(model, job, refiner=refiner)
 
 
 def draw(

@@ -176,6 +176,10 @@ def _generate_arguments(parser: Parser) -> None:
     wish.add_argument("--guidance-stop", type=real, metavar="F", help="... and up to this part; the rest goes faster")
     wish.add_argument("--sampler", metavar="NAME", help=" ".join(SAMPLERS))
     wish.add_argument("--spacing", metavar="NAME", help="where the steps lie: " + " ".join(SPACINGS))
+    wish.add_argument("--refiner", metavar="MODEL",
+                      help="a second model that ends what the first begins: Stable Diffusion XL's refiner")  # fmt: skip
+    wish.add_argument("--refiner-start", type=real, metavar="F",
+                      help="which part of the way it leaves to the first, 0 to 1; default 0.8")  # fmt: skip
     wish.add_argument("--width", type=whole, metavar="N", help="pixels, a multiple of 8")
     wish.add_argument("--height", type=whole, metavar="N", help="pixels, a multiple of 8")
     wish.add_argument("--tile", type=whole, metavar="N",
@@ -225,7 +229,7 @@ _WISHES = (
     "guidance", "sampler", "spacing", "width", "height", "count", "guidance_rescale", "guidance_start", "guidance_stop",
     "image", "strength", "image_guidance", "depth", "mask", "noise", "label", "boxes", "semantic", "database",
     "neighbours", "clip", "variation", "seamless", "hires", "hires_strength", "hires_steps", "mask_grow", "mask_blur",
-    "only_masked", "mask_padding", "extend", "noise_level", "tile",
+    "only_masked", "mask_padding", "extend", "noise_level", "tile", "refiner", "refiner_start",
 )  # fmt: skip
 
 
@@ -247,7 +251,8 @@ def _generate(args: argparse.Namespace) -> int:
 
     if args.prompt is None and args.job is None and "prompt" not in task_of(folder.manifest).LEAVES:
         raise UserError('What should be drawn? Give a prompt: mlxldm generate "a lighthouse at dusk".')
-    job = resolve(wish, folder.manifest)
+    second = None if wish.refiner is None else find(wish.refiner)
+    job = resolve(wish, folder.manifest, second.manifest if second else None)
     memory = _memory(args.memory)
     if args.plan:
         return _plan(args, plan(folder.manifest, backend.machine(choice, args.precision), job, memory))
@@ -260,6 +265,7 @@ def _generate(args: argparse.Namespace) -> int:
     try:
         bar.show("loading the model")
         model = backend.load(folder, choice.backend, choice.device, args.precision)
+        refiner = None if second is None else backend.load(second, choice.backend, choice.device, args.precision)
         bar.clear()
         say(f"{model.description}: {choice.why}.")
         short = plan(folder.manifest, model.machine, job, memory).short
@@ -268,7 +274,7 @@ def _generate(args: argparse.Namespace) -> int:
         made_by = {"mlxldm": __version__, "backend": model.description}
         started = time.perf_counter()
         bar.show("reading the prompt")
-        for event in generate(model, job, memory):
+        for event in generate(model, job, memory, refiner):
             if isinstance(event, Step):
                 several = f"picture {event.index + 1}/{job.count}, " if job.count > 1 else ""
                 bar.move((event.index + event.step / event.of) / job.count, f"{several}step {event.step}/{event.of}")

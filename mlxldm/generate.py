@@ -29,9 +29,9 @@ from .noise import Mixed, Noise
 from .picture import load_image, stretched
 from .plan import sides
 from .prompt import EMPHASES, Network, Pass, networks, weigh
-from .samplers import CFGPP, SAMPLERS, Array
+from .samplers import CFGPP, SAMPLERS, Array, Denoise
 from .schedule import SPACINGS, Plan, Schedule
-from .tasks import Inputs, Task, task_of
+from .tasks import Inputs, Refine, Task, task_of
 from .tasks.base import GUIDANCE, OPTIONAL, USUAL
 from .tasks.script import lines
 from .wildcards import Chooser, has_choices
@@ -65,20 +65,22 @@ class Picture:
     seconds: float  # from its first random number to its last pixel, without the text encoder
 
 
-def generate(model: Model, job: Job, memory: int | None = None) -> Iterator[Step | Picture]:
+def generate(
+    model: Model, job: Job, memory: int | None = None, refiner: Model | None = None
+) -> Iterator[Step | Picture]:
     """Work on `job`: a `Step` after every sampling step and a `Picture` when one is finished, `count` times.
 
     `memory`: bytes that may be used, by which the autoencoder works in tiles or not (`plan`); None: what there is.
-
+    `refiner` is a second model that ends what the first begins, at the job's `refiner_start`.
     Raises `UserError` at once for a job the model cannot do (`resolve`). Stop by not asking for more.
     """
-    return _pictures(model, resolve(job, model.manifest), memory)
+    return _pictures(model, resolve(job, model.manifest, refiner.manifest if refiner else None), memory, refiner)
 
 
 # The job.
 
 
-def resolve(job: Job, manifest: Manifest) -> Job:
+def resolve(job: Job, manifest: Manifest, refiner: Manifest | None = None) -> Job:
     """`job` with the model's defaults where it says nothing, checked as far as can be without loading the model.
 
     Raises `UserError` with what was found and what to do. Resolving twice changes nothing.
@@ -89,6 +91,7 @@ def resolve(job: Job, manifest: Manifest) -> Job:
     _check_taken(task, job, manifest)
     _check_strength(job)
     job = task.check(passes.resolved(canvas.resolved(job)), manifest)
+    job = _handed_over(job, manifest, refiner)
     own = manifest.defaults
     sampler = job.sampler or own.sampler
     if sampler not in SAMPLERS:
@@ -119,7 +122,7 @@ def resolve(job: Job, manifest: Manifest) -> Job:
         )
     if sampler in CFGPP and not task.TAKES >= GUIDANCE:
         raise UserError(f"{sampler} is for models that are guided by words alone; {manifest.name} is none: take ddim.")
-    walks = _walks(job, manifest)  # complains where steps, spacing, sampler and strength do not fit together
+    walks = _walks(job, manifest, refiner)  # complains where steps, spacing, sampler and strength do not fit together
     for each, plan in walks:
         _check_guidance(each, plan)
         _check_seamless(each, manifest)
@@ -296,16 +299,52 @@ def _check_prompts(job: Job, walks: Sequence[Pass]) -> list[Network]:
     return [network for text in (job.prompt, job.prompt_2) for network in networks(text or "")[1]]
 
 
-def _plan(job: Job, manifest: Manifest) -> Plan:
+def _plan(job: Job, manifest: Manifest, refiner: Manifest | None = None) -> Plan:
+    """The steps of a job that its model makes; with `refiner`, those that this one makes."""
     assert job.steps is not None and job.spacing is not None and job.sampler is not None
     strength = 1.0 if job.strength is None else job.strength
-    return Schedule(manifest.schedule, manifest.family).plan(job.steps, job.spacing, job.sampler, strength)
+    schedule, part = manifest.schedule, (0.0, 1.0 if job.refiner_start is None else job.refiner_start)
+    if refiner is not None:  # which goes on as the first model would
+        schedule, part = dataclasses.replace(schedule, prediction=refiner.schedule.prediction), (part[1], 1.0)
+    return Schedule(schedule, manifest.family).plan(job.steps, job.spacing, job.sampler, strength, part)
 
 
-def _walks(job: Job, manifest: Manifest) -> list[tuple[Job, Plan]]:
-    """The job of each pass with its plan, which knows of the other."""
+def _handed_over(job: Job, manifest: Manifest, refiner: Manifest | None) -> Job:
+    """`job` with what a refiner asks for, or a `UserError` where it fits neither job nor model."""
+    if refiner is None:
+        if job.refiner is not None:
+            raise UserError(f"The job has the refiner {job.refiner!r}, which has to be loaded beside the model.")
+        if job.refiner_start is not None:
+            raise UserError("The job has a refiner start but no refiner; name one or leave it out.")
+        return job
+    if (manifest.family, manifest.task) != ("sdxl", "text-to-image"):
+        raise UserError(
+            f"The job has a refiner, which ends what Stable Diffusion XL begins; {manifest.name} is none: leave it out."
+        )
+    if refiner.task != "refine":
+        raise UserError(f"{refiner.name} is no refiner but a model for {refiner.task}; give another with --refiner.")
+    kinds = ("beta_schedule", "beta_start", "beta_end", "trained_betas", "num_train_timesteps", "zero_snr")
+    ways = [[getattr(each.schedule, kind) for kind in kinds] for each in (manifest, refiner)]
+    latents = [(each.vae.latent_channels, each.vae.factor, each.vae.scaling_factor) for each in (manifest, refiner)]
+    if ways[0] != ways[1] or latents[0] != latents[1]:
+        raise UserError(
+            f"{refiner.name} cannot go on from {manifest.name}: they were taught with other noise or other latents."
+        )
+    start = 0.8 if job.refiner_start is None else job.refiner_start
+    if not 0 < start < 1:  # false for NaN too
+        raise UserError(f"The job's refiner start is {start}, but it must lie between 0 and 1; 0.8 is usual.")
+    for name in ("mask", "extend", "hires", "guidance_start", "guidance_stop", "prompt_2", "negative_2"):
+        if getattr(job, name) is not None:
+            raise UserError(f"The job has a {name.replace('_', ' ')} and a refiner, which do not go together.")
+    return job.replace(refiner=job.refiner or refiner.name, refiner_start=start)
+
+
+def _walks(job: Job, manifest: Manifest, refiner: Manifest | None = None) -> list[tuple[Job, Plan]]:
+    """The job of each pass with its plan, which knows of the other; what a refiner does is the second."""
     jobs = _passes(job, manifest)
     plans = [_plan(each, manifest) for each in jobs]
+    if refiner is not None:  # which is refused beside another pass
+        jobs, plans = [job, job], [*plans, _plan(job, manifest, refiner)]
     if len(plans) == 2:
         first, second = plans
         plans = [dataclasses.replace(first, more=True), dataclasses.replace(second, before=first.steps)]
@@ -319,28 +358,35 @@ def _passes(job: Job, manifest: Manifest) -> list[Job]:
 # The work.
 
 
-def _pictures(model: Model, job: Job, memory: int | None) -> Iterator[Step | Picture]:
+def _pictures(model: Model, job: Job, memory: int | None, refiner: Model | None) -> Iterator[Step | Picture]:
     """The pictures of a resolved job."""
     inputs, finish = _inputs(_passes(job, model.manifest)[0], model.manifest)
     task: Task | None = None
-    with _seamless(model, job.seamless):
+    last: Refine | None = None
+    with _seamless(job.seamless, [model] if refiner is None else [model, refiner]):
         for index in range(job.count):
             began = time.perf_counter()
             own = chosen(job.numbered(index))
-            (first, plan), *over = _walks(own, model.manifest)
+            (first, plan), *over = _walks(own, model.manifest, refiner.manifest if refiner else None)
             of = plan.steps + sum(again.steps for _, again in over)
             if task is None or any(getattr(own, name) != getattr(task.job, name) for name in PROMPTS):
                 task = _task(model, first, plan, inputs, memory)
-            pixels = finish((yield from _walk(task, own, index, 0, of)))
-            for each, again in over:
+                last = None if refiner is None else Refine(refiner, first, over[0][1], Inputs())
+            pixels = finish((yield from _walk(task, own, index, 0, of, last)))
+            for each, again in [] if last else over:
                 assert each.width is not None and each.height is not None
                 larger = Inputs(stretched(pixels, each.width, each.height))
                 pixels = yield from _walk(_task(model, each, again, larger, memory), own, index, plan.steps, of)
             yield Picture(index, pixels, own, time.perf_counter() - began)
 
 
-def _walk(task: Task, own: Job, index: int, done: int, of: int) -> Generator[Step, None, np.ndarray]:
-    """One pass of the picture that the job `own` is of: its steps, counted on from `done`, then its bytes (H, W, 3)."""
+def _walk(
+    task: Task, own: Job, index: int, done: int, of: int, last: Refine | None = None
+) -> Generator[Step, None, np.ndarray]:
+    """One pass of the picture that the job `own` is of: its steps, counted on from `done`, then its bytes (H, W, 3).
+
+    `last` goes on where `task` ends.
+    """
     assert own.seed is not None and own.sampler is not None
     model, plan = task.model, task.plan
     shape = (1, task.height // task.factor, task.width // task.factor, model.manifest.vae.latent_channels)
@@ -355,15 +401,27 @@ def _walk(task: Task, own: Job, index: int, done: int, of: int) -> Generator[Ste
 
     start = task.start(draw)
     model.evaluate(start.x)  # so that the first step's seconds are its own
+    x = yield from _steps(task, start.denoise, start.x, own, index, done, of, noise)
+    if last is not None:
+        x = last.model.array(model.numpy(x))
+        model, plan, done = last.model, last.plan, done + plan.steps
+        x = yield from _steps(last, last.lead(last.text), x, own, index, done, of, noise)
+    return _bytes(tiles.decode(model, start.finish(x * plan.end_scale), task.inputs.decode_tile, own.seamless))
+
+
+def _steps(
+    task: Task, denoise: Denoise, x: Array, own: Job, index: int, done: int, of: int, noise: Noise
+) -> Generator[Step, None, Array]:
+    """The steps of one model, counted on from `done`; then where they lead."""
+    assert own.sampler is not None
+    model, plan, shape = task.model, task.plan, x.shape
     clock = time.perf_counter()
-    walk = SAMPLERS[own.sampler](
-        start.denoise, start.x, plan.sigmas, lambda: model.array(noise.draw(*shape)), **plan.options
-    )
+    walk = SAMPLERS[own.sampler](denoise, x, plan.sigmas, lambda: model.array(noise.draw(*shape)), **plan.options)
     for step, (x, guess) in enumerate(walk, 1):
         model.evaluate(x)
         yield Step(index, done + step, of, plan.sigmas[step - 1], guess, time.perf_counter() - clock)
         clock = time.perf_counter()
-    return _bytes(tiles.decode(model, start.finish(x * plan.end_scale), task.inputs.decode_tile, own.seamless))
+    return x
 
 
 def _task(model: Model, job: Job, plan: Plan, inputs: Inputs, memory: int | None) -> Task:
@@ -384,15 +442,17 @@ def _inputs(job: Job, manifest: Manifest) -> tuple[Inputs, Callable[[np.ndarray]
 
 
 @contextmanager
-def _seamless(model: Model, axes: str | None) -> Iterator[None]:
+def _seamless(axes: str | None, models: list[Model]) -> Iterator[None]:
     if axes is None:
         yield
         return
-    model.seamless(axes)
     try:
+        for model in models:
+            model.seamless(axes)
         yield
     finally:
-        model.seamless("")
+        for model in models:
+            model.seamless("")
 
 
 def _bytes(pixels: np.ndarray) -> np.ndarray:

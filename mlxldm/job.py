@@ -44,6 +44,8 @@ class Job:
     guidance_rescale: float | None = None  # how much of guidance's gain in contrast to take back, 0 to 1
     guidance_start: float | None = None  # guide only from this part of the walk on, 0 to 1 ...
     guidance_stop: float | None = None  # ... and only up to this one
+    refiner: str | None = None  # a second model that ends what the first begins (SDXL's refiner), named as `model` is
+    refiner_start: float | None = None  # which part of the way it leaves to the first, 0 to 1
     sampler: str | None = None
     spacing: str | None = None
     width: int | None = None  # pixels, a multiple of 8

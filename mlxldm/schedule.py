@@ -117,6 +117,8 @@ _ALIGNED = {
     "sdxl": [999, 845, 730, 587, 443, 310, 193, 116, 53, 13, 0],
 }
 
+_OF_EACH_STEP = ("landings", "boundary", "downs", "orders")  # options that have an entry for each
+
 _CAP = 2.0**-24  # diffusers' alphas_cumprod at the end of a zero-SNR schedule, in the schedulers that need a sigma
 _ALMOST_INFINITE = 1e-12  # the same where diffusers leaves 0: sigma is 10^6, one float32 rounding from its limit
 
@@ -145,9 +147,18 @@ class Schedule:
         self._betas = _betas(config)
         self.alphas_cumprod = self._alphas("exact" if config.zero_snr else "no")  # float64, index = timestep
 
-    def plan(self, steps: int, spacing: str = "model", sampler: str = "ddim", strength: float = 1.0) -> Plan:
+    def plan(
+        self,
+        steps: int,
+        spacing: str = "model",
+        sampler: str = "ddim",
+        strength: float = 1.0,
+        part: tuple[float, float] = (0.0, 1.0),
+    ) -> Plan:
         """The plan of a job; `strength` below 1 leaves out the first steps, as diffusers' image to image does.
 
+        `part` is from where to where of the training timesteps to go, the noisiest first, for a walk that one model
+        begins and another ends: (0, 0.8) ends where (0.8, 1) begins (diffusers' denoising_end and denoising_start).
         Raises UserError for a name it does not know and for numbers that leave nothing to do or fit no schedule.
         The samplers of CFG++ are planned as those that they are made of. dpmpp_2s, lcm and tcd have one spacing of
         timesteps of their own: like diffusers, they take no notice of leading, trailing and linspace.
@@ -156,6 +167,8 @@ class Schedule:
         sampler = sampler.removesuffix("_cfgpp") if both else sampler
         self._check(steps, spacing, sampler, strength)
         habits = _HABITS[sampler]
+        if sampler == "pndm" and part != (0.0, 1.0):
+            raise UserError("The steps of pndm cannot be shared by two models; take ddim or another sampler.")
         if sampler == "pndm" and self._is_plain(spacing, sampler):
             return self._pndm_plan(steps, spacing, strength)
         table = self._sigmas(habits)
@@ -165,7 +178,12 @@ class Schedule:
                 f"{steps} steps are too many for {sampler} with the spacing {spacing}: some would have the same noise; "
                 f"take fewer."
             )
-        begin = _begin(steps, strength)
+        begin, end = self._between(timesteps, part)
+        begin = max(begin, _begin(steps, strength))
+        if begin >= end:
+            raise UserError(
+                f"Of {steps} steps none is left from {part[0]:g} to {part[1]:g} of the way: take more, or another part."
+            )
         full = [*sigmas, self._last_sigma(table, sampler, sigmas, spacing)]
         options = self._options(sampler, full, timesteps, table, steps, begin, spacing)
         levels, told = full[begin:], timesteps[begin:]
@@ -174,6 +192,10 @@ class Schedule:
         if "calls" in options:
             told = [told[levels.index(call[1])] for call in options["calls"]]
             levels = [*(call[1] for call in options["calls"]), levels[-1]]
+        if end < len(timesteps):
+            count = end - begin
+            levels, told = levels[: count + 1], told[:count]
+            options = {key: value[:count] if key in _OF_EACH_STEP else value for key, value in options.items()}
         return Plan(
             sigmas=levels,
             timesteps=told,
@@ -221,6 +243,12 @@ class Schedule:
                 f"The model's scheduler config has variance_type = {self.config.options['variance_type']!r}, which the "
                 f"ddpm sampler cannot do; take another sampler."
             )
+
+    def _between(self, timesteps: list[float], part: tuple[float, float]) -> tuple[int, int]:
+        """The first step of a part of the way, and the one after its last."""
+        train = self.config.num_train_timesteps
+        first, end = (sum(t >= round(train - share * train) for t in timesteps) for share in part)
+        return first, end
 
     def _option(self, key: str, default: Any) -> Any:
         value = self.config.options.get(key)

@@ -27,7 +27,7 @@ from .upscale import Upscale
 if TYPE_CHECKING:
     from ..folder import Manifest
 
-__all__ = ["Inputs", "Start", "Task", "task_of"]
+__all__ = ["Inputs", "Refine", "Start", "Task", "task_of"]
 
 TASKS: dict[str, type[Task]] = {
     "text-to-image": Paint,

@@ -1,9 +1,9 @@
 """LoRA files in everybody's names, and textual inversions: what they change, by how much, and for which model.
 
 `adapter` reads names and shapes only. It finds the module that every tensor belongs to, checks that the factors make a
-weight of that module's shape, and says which family the file was made for and what in it has no place. `delta` is the
-change of one weight at strength 1, in our layout; until it is asked for, no factor is read. `inversion` finds the
-vectors of a textual inversion.
+weight of that module's shape, and says which family the file was made for and what in it has no place. `change` brings
+the factors of one module into the one form that `mlxldm.adapters` computes with; until it is asked for, none is read.
+`inversion` finds the vectors of a textual inversion.
 
 Names are never taken apart where their underscores stand for dots: every spelling of every module is written down from
 the config, and looked up. No two modules of a model share a spelling.
@@ -14,6 +14,7 @@ https://github.com/huggingface/peft (LoRA, DoRA), https://arxiv.org/abs/2402.093
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -25,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from mlxldm.adapters import Change
 from mlxldm.config import ClipTextConfig, UNetConfig
 from mlxldm.errors import UserError
 from mlxldm.folder import read_json
@@ -187,6 +189,16 @@ class Adapter:
     settings: dict[str, Any]  # PEFT's, from the metadata or the file beside it
 
     @property
+    def name(self) -> str:
+        """What its file is called."""
+        return self.file.path.name
+
+    @functools.cached_property
+    def changes(self) -> dict[Key, Change]:
+        """What changes in each module, read once."""
+        return {key: change(self, key) for key in self.modules}
+
+    @property
     def kind(self) -> str:
         """ "lora", "locon", "loha", "lokr", "ia3", "dora", "full", or "mixed: ..." with the count of each."""
         counts = Counter(module.kind for module in self.modules.values())
@@ -247,7 +259,7 @@ class Adapter:
     def report(self) -> dict[str, Any]:
         """What there is to say of it, as JSON values."""
         return {
-            "name": self.file.path.name,
+            "name": self.name,
             "kind": self.kind,
             "base": self.base,
             "ranks": self.ranks,
@@ -679,31 +691,39 @@ def _grouped(reasons: Mapping[str, str]) -> dict[str, str]:
 # The mathematics
 
 
+def change(adapter: Adapter, key: Key) -> Change:
+    """How a module's weight and bias are changed at strength 1, read from the file.
+
+    Raises UserError for numbers that are not finite.
+    """
+    module, inputs = adapter.modules[key], adapter.modules[key].shape[-1]
+    arrays: tuple[np.ndarray, ...]
+    if module.algorithm == "ia3":
+        values = factor(adapter, key)
+        form, arrays = "factor", (np.broadcast_to(values, (len(values), *module.shape[1:])).reshape(len(values), -1),)
+    else:
+        form, arrays = _arrays(adapter.file, module)
+        arrays = (arrays[0] * np.float32(adapter.scale(key)), *arrays[1:])
+    magnitude = _magnitude(adapter.file, module) if module.dora else None
+    made = Change(form, tuple(map(np.ascontiguousarray, arrays)), inputs, magnitude, bias_delta(adapter, key))
+    with np.errstate(over="ignore", invalid="ignore"):
+        square = made.square
+    if square is not None and not math.isfinite(square):
+        raise UserError(f"{shown(adapter.file.path)} makes numbers of {key[1]} that are not finite: it is damaged.")
+    return made
+
+
 def delta(adapter: Adapter, key: Key, base: np.ndarray | None = None) -> np.ndarray:
     """The change of a module's weight at strength 1: float32, of the weight's shape, in our layout.
 
-    `base`: the weight itself in our layout, whole (not quantized); needed where `needs_base` says so. With DoRA it is
-    the paper's (equation 5), in which the norm is that of the changed weight W + change; ComfyUI divides by that of W.
+    `base`: the weight itself in our layout, whole (not quantized); needed where `needs_base` says so.
     Raises UserError for numbers that are not finite.
     """
     module = adapter.modules[key]
-    assert base is None or base.shape == module.shape, key
-    with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is looked at below
-        if module.algorithm == "ia3":
-            assert base is not None, f"{key} is changed by a factor: its weight is needed"
-            change = base.astype(np.float32) * factor(adapter, key)
-        else:
-            wanted = _torch(module.shape)
-            change = (_product(adapter.file, module) * np.float32(adapter.scale(key))).reshape(wanted)
-            if module.dora:
-                assert base is not None, f"{key} has magnitudes: its weight is needed"
-                whole = base.astype(np.float32)
-                whole = whole.transpose(0, 3, 1, 2) if whole.ndim == 4 else whole
-                change = _decomposed(adapter.file, module, whole, change)
-            change = change.transpose(0, 2, 3, 1) if change.ndim == 4 else change
-    if not np.isfinite(change).all():
-        raise UserError(f"{shown(adapter.file.path)} makes numbers of {key[1]} that are not finite: it is damaged.")
-    return np.ascontiguousarray(change, np.float32)
+    assert base is not None or not module.needs_base, f"{key}: its weight is needed"
+    whole = np.zeros(module.shape, np.float32) if base is None else base.astype(np.float32)
+    assert whole.shape == module.shape, key
+    return change(adapter, key).of(whole.reshape(len(whole), -1)).reshape(module.shape)
 
 
 def factor(adapter: Adapter, key: Key) -> np.ndarray:
@@ -729,45 +749,66 @@ def bias_delta(adapter: Adapter, key: Key) -> np.ndarray | None:
     return None if name is None else _read(adapter.file, name)
 
 
-def _product(file: Source, module: Module) -> np.ndarray:
-    """The product of the factors in torch's layout, perhaps flat, not yet scaled."""
+def _arrays(file: Source, module: Module) -> tuple[str, tuple[np.ndarray, ...]]:
+    """The form and the factors of a change, not yet scaled; a Tucker product's middle goes into its second factor."""
 
     def read(role: str) -> np.ndarray:
         return _read(file, module.tensors[role])
 
-    def pair(a: str, b: str, core: str) -> np.ndarray:
+    def pair(a: str, b: str, core: str) -> tuple[np.ndarray, np.ndarray]:
         if core in module.tensors:
-            return np.einsum("ij...,io,jn->on...", read(core), read(a), read(b), optimize=True)
-        return read(a) @ read(b)
+            return read(a).T, _rows(np.einsum("ij...,jn->in...", read(core), read(b), optimize=True), module.shape)
+        return read(a), _rows(read(b), module.shape)
 
     if module.algorithm == "lora":
         down, up = read("down"), read("up")
-        rows = up.reshape(len(up), -1)
         if "mid" in module.tensors:
-            return np.einsum("ij...,oi,jn->on...", read("mid"), rows, down.reshape(len(down), -1), optimize=True)
-        return rows @ down.reshape(len(down), -1)
+            down = np.einsum("ij...,jn->in...", read("mid"), down.reshape(len(down), -1), optimize=True)
+        return "low", (up.reshape(len(up), -1), _rows(down, module.shape))
     if module.algorithm == "loha":
-        return pair("hada_w1_a", "hada_w1_b", "hada_t1") * pair("hada_w2_a", "hada_w2_b", "hada_t2")
+        first, second = pair("hada_w1_a", "hada_w1_b", "hada_t1"), pair("hada_w2_a", "hada_w2_b", "hada_t2")
+        return "product", (*first, *second)
     if module.algorithm == "lokr":
-        one, two = (
-            read(side) if side in module.tensors else pair(f"{side}_a", f"{side}_b", side.replace("w", "t"))
-            for side in ("lokr_w1", "lokr_w2")
-        )
-        return np.kron(one.reshape(one.shape + (1,) * (two.ndim - 2)), two)
+        return "kronecker", _sides(file, module)
     assert module.algorithm == "full", module
-    return read("diff") if "diff" in module.tensors else np.zeros(_torch(module.shape), np.float32)
+    if "diff" in module.tensors:
+        return "full", (_rows(read("diff"), module.shape),)
+    return "factor", (np.zeros((1, 1), np.float32),)  # the bias alone is changed
 
 
-def _decomposed(file: Source, module: Module, base: np.ndarray, change: np.ndarray) -> np.ndarray:
-    """DoRA: the changed weight gets the magnitudes that were learned, for each output or for each input."""
+def _sides(file: Source, module: Module) -> tuple[np.ndarray, np.ndarray]:
+    """The two sides of a Kronecker product, with axes (out, out, height * width, in, in) between them."""
+    sides = []
+    for side, core in (("lokr_w1", ""), ("lokr_w2", "lokr_t2")):
+        if side in module.tensors:
+            sides.append(_read(file, module.tensors[side]))
+            continue
+        a, b = (_read(file, module.tensors[f"{side}_{letter}"]) for letter in "ab")
+        if core in module.tensors:
+            sides.append(np.einsum("ij...,io,jn->on...", _read(file, module.tensors[core]), a, b, optimize=True))
+        else:
+            sides.append(a @ b)
+    one, two = sides
+    places = math.prod(module.shape[1:-1])
+    inputs = module.shape[-1] // one.shape[1]
+    two = two.reshape(len(two), inputs, places).transpose(0, 2, 1)
+    return one.reshape(len(one), 1, 1, -1, 1), two.reshape(1, len(two), places, 1, inputs)
+
+
+def _rows(values: np.ndarray, shape: Shape) -> np.ndarray:
+    """Factors (n, in, height, width) or flat, in torch's layout, as rows (n, ...) of a weight of `shape` in ours."""
+    if len(shape) == 4:
+        values = values.reshape(len(values), shape[3], *shape[1:3]).transpose(0, 2, 3, 1)
+    return values.reshape(len(values), -1)
+
+
+def _magnitude(file: Source, module: Module) -> np.ndarray:
+    """DoRA's magnitudes, (out, 1, 1) or (1, 1, in)."""
     role = "magnitude" if "magnitude" in module.tensors else "dora_scale"
-    magnitudes = _read(file, module.tensors[role])
-    axis = _axis(role, magnitudes.shape, base.shape)
+    values = _read(file, module.tensors[role])
+    axis = _axis(role, values.shape, _torch(module.shape))
     assert axis is not None, module
-    merged = base + change
-    norm = np.sqrt(np.square(merged).sum(axis=tuple(i for i in range(base.ndim) if i != axis), keepdims=True))
-    scale = magnitudes.reshape(norm.shape) / np.where(norm == 0, np.float32(1), norm)  # nothing stays nothing
-    return merged * scale - base
+    return values.reshape((-1, 1, 1) if axis == 0 else (1, 1, -1))
 
 
 def _read(file: Source, name: str) -> np.ndarray:
@@ -806,6 +847,12 @@ class Inversion:
     base: str | None  # "sd1", "sd2", "sdxl", by the width; None where it is no family's
     tensors: dict[str, str]  # part ("text", "text_2") -> its name in the file
     shapes: dict[str, tuple[int, int]]  # part -> (n, width)
+    bundled: bool = False  # whether it lies in a LoRA's file
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it is called in a prompt: its token, and as its file is called."""
+        return tuple(dict.fromkeys((self.token,) if self.bundled else (self.token, self.file.path.stem)))
 
     def read(self, part: str) -> np.ndarray:
         """The vectors for a text encoder, float32 [n, width]; a UserError for numbers that are not finite."""
@@ -837,7 +884,7 @@ def _bundled(file: Source, model: Model) -> tuple[Inversion, ...]:
         if match:
             bundles.setdefault(match[1], {})[match[2]] = name
     found = (_inversion(file, names, token, model) for token, names in bundles.items())
-    return tuple(one for one in found if one is not None)
+    return tuple(dataclasses.replace(one, bundled=True) for one in found if one is not None)
 
 
 def _inversion(file: Source, names: Mapping[str, str], token: str, model: Model | None) -> Inversion | None:

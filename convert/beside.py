@@ -18,7 +18,7 @@ from mlxldm.errors import UserError
 from mlxldm.tensors import Tensor, header, shown
 
 from . import adapters
-from .adapters import MODELS, Adapter, Inversion, Module
+from .adapters import MODELS, Adapter, Inversion, Model, Module
 from .read import Source, open_file
 from .write import create, hiding, nothing_there, sync_folder
 
@@ -32,35 +32,67 @@ INVERSION = re.compile(r"string_to_param\..+|emb_params|clip_[lg]|bundle_emb\..+
 ENDINGS = {"down": "lora_down.weight", "up": "lora_up.weight", "mid": "lora_mid.weight", "magnitude": "dora_scale"}
 
 
-def kind_of(file: Source) -> str | None:
-    """ "LoRA" or "textual inversion" by the names in a file; None for what is neither."""
+def kind_of(file: Source, model: Model | None = None) -> str | None:
+    """ "LoRA" or "textual inversion" by the names in a file; None for what is neither.
+
+    `model`: the configs of the parts it is for, whose widths count; None: those of the families known here.
+    """
     if any(LORA.fullmatch(name[: adapters.MAX_NAME]) for name in file.tensors):
         return "LoRA"
     if any(INVERSION.fullmatch(name[: adapters.MAX_NAME]) for name in file.tensors):
         return "textual inversion"
     # diffusers' textual inversions are one tensor that is called as its word
-    widths = {config.hidden_size for model in MODELS.values() for part, config in model.items() if "text" in part}
+    models = MODELS.values() if model is None else (model,)
+    widths = {config.hidden_size for parts in models for part, config in parts.items() if "text" in part}
     only = [(name, tensor) for name, tensor in file.tensors.items() if len(tensor.shape) in (1, 2)]
     if len(file.tensors) == len(only) == 1 and only[0][1].shape[-1] in widths and "." not in only[0][0]:
         return "textual inversion"
     return None
 
 
-def beside(path: Path) -> Adapter | Inversion | None:
+def beside(path: Path, model: Model | None = None) -> Adapter | Inversion | None:
     """The LoRA or textual inversion in a file, None if the file is something else.
 
-    Raises UserError for one that is damaged, or for no model known here.
+    `model`: the configs of the parts it is for; None: whatever it was made for. Raises UserError for one that is
+    damaged, or for no model known here, or not for this one.
     """
     file = open_file(path)
     try:
-        kind = kind_of(file)
+        kind = kind_of(file, model)
         if kind is not None:
-            return adapters.adapter(file) if kind == "LoRA" else adapters.inversion(file)
+            return (adapters.adapter if kind == "LoRA" else adapters.inversion)(file, model)
     except BaseException:
         file.close()
         raise
     file.close()
     return None
+
+
+def is_adapter(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a LoRA or a textual inversion by its names, for whatever model."""
+    try:
+        file = open_file(Path(path))
+    except (UserError, OSError):
+        return False
+    try:
+        return kind_of(file) is not None
+    finally:
+        file.close()
+
+
+def adapter(path: str | os.PathLike[str], model: Model) -> Adapter | Inversion:
+    """The LoRA or textual inversion in a file, as it changes `model` (the configs of a manifest's parts).
+
+    Raises UserError, in one sentence, for anything that is none, or is for another model.
+    """
+    path = Path(path)
+    try:
+        found = beside(path, model)
+    except OSError as error:
+        raise UserError(f"{shown(path)} cannot be read: {error.strerror or error}.") from error
+    if found is None:
+        raise UserError(f"{shown(path)} is no LoRA and no textual inversion.")
+    return found
 
 
 def about(found: Adapter | Inversion) -> dict[str, Any]:

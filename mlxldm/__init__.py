@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     import PIL.Image
 
+    from .adapters import Adapters, Effect
     from .backend import Model
     from .folder import Folder
     from .generate import Picture, Step
@@ -45,14 +46,18 @@ def load(
     return backends.load(folder, backend, device, precision)
 
 
-def generate(model: Model, job: Job, refiner: Model | None = None) -> Iterator[Step | Picture]:
+def generate(
+    model: Model, job: Job, refiner: Model | None = None, adapters: Adapters | None = None
+) -> Iterator[Effect | Step | Picture]:
     """Work on `job` with a loaded model: a `Step` after every sampling step, a `Picture` when one is finished.
 
     `refiner`: a second one that ends what the first begins (Stable Diffusion XL's).
+    A job with LoRAs or textual inversions needs them as `mlxldm.adapters.worn(job, model.manifest,
+    mlxldm_convert.adapter)` reads them; what they do to the model, an `Effect`, is then the first that comes.
     """
     from .generate import generate as run
 
-    return run(model, job, refiner=refiner)
+    return run(model, job, refiner=refiner, adapters=adapters)
 
 
 def draw(

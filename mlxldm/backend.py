@@ -16,6 +16,7 @@ from .errors import UserError, nearest
 if TYPE_CHECKING:
     import numpy as np
 
+    from .adapters import Weights, Word
     from .clip import ClipFolder
     from .folder import Folder, Manifest
     from .plan import Machine
@@ -45,6 +46,7 @@ class Model(Protocol):
     reader: Reader  # its tokenizers
     precision: str  # of PRECISIONS: what the U-Net computes in
     machine: Machine  # where it is: what the memory plan goes by
+    weights: Weights  # those that adapters change
     description: str  # for people: "MLX 0.32.4 on the CPU (OpenBLAS), float32"
 
     def array(self, x: np.ndarray) -> Array:
@@ -101,6 +103,9 @@ class Model(Protocol):
         What depends on them alone is computed once here, as in `encode_text`.
         """
 
+    def learn(self, words: Sequence[Word]) -> None:
+        """From now on prompts may use these words of textual inversions, and no others."""
+
     def text_states(self, prompt: Tokens | str) -> Array:
         """What the cross attention is given for `prompt` (1, positions, width): how `doctor` sees the text encoder."""
 
@@ -112,6 +117,9 @@ class Model(Protocol):
         `x` (1, h, w, c) is already scaled by 1/sqrt(sigma² + 1). `more` (1, h, w, c') are channels that some networks
         take after those of `x`: a mask and the picture around it.
         """
+
+    def glance(self, x: Array, timestep: float, cond: Any) -> Array:
+        """`predict` of the prompt alone, of a picture whose size will not come again."""
 
     def deviation(self, x: Array) -> Array:
         """The standard deviation of all the numbers in `x`, (1, 1, 1, 1); nothing waits for it."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import canvas, passes, tiles
+from .adapters import NONE, Adapters, Effect, put_on, wish
 from .config import ClipTextConfig
 from .errors import UserError, nearest
 from .guidance import levels, part_of
@@ -66,15 +67,27 @@ class Picture:
 
 
 def generate(
-    model: Model, job: Job, memory: int | None = None, refiner: Model | None = None
-) -> Iterator[Step | Picture]:
+    model: Model,
+    job: Job,
+    memory: int | None = None,
+    refiner: Model | None = None,
+    adapters: Adapters | None = None,
+) -> Iterator[Effect | Step | Picture]:
     """Work on `job`: a `Step` after every sampling step and a `Picture` when one is finished, `count` times.
 
     `memory`: bytes that may be used, by which the autoencoder works in tiles or not (`plan`); None: what there is.
     `refiner` is a second model that ends what the first begins, at the job's `refiner_start`.
+    `adapters` are the job's, found and read (`adapters.worn`); before all else comes the `Effect` that they have. The
+    model keeps them until its next job; a refiner has none.
     Raises `UserError` at once for a job the model cannot do (`resolve`). Stop by not asking for more.
     """
-    return _pictures(model, resolve(job, model.manifest, refiner.manifest if refiner else None), memory, refiner)
+    if adapters is None and (job.loras or job.embeddings):
+        raise UserError(
+            "The job has LoRAs or textual inversions, and generate was not given them: "
+            "adapters=mlxldm.adapters.worn(job, model.manifest, mlxldm_convert.adapter)."
+        )
+    job = resolve(job, model.manifest, refiner.manifest if refiner else None)
+    return _pictures(model, job, memory, refiner, adapters or NONE)
 
 
 # The job.
@@ -183,6 +196,8 @@ def _check_plain(job: Job) -> None:
             raise UserError(f"The job's guidance {what} is {part}, but it must lie between 0 and 1.")
     if job.tile is not None and (job.tile < 64 or job.tile % 8):
         raise UserError(f"The job's tile is {job.tile} pixels, but it must be a multiple of 8 from 64 up.")
+    for text in job.loras:
+        wish(text)  # complains
     if job.noise not in NOISES:
         raise UserError(f"There is no noise {job.noise!r}.{nearest(job.noise, NOISES)} There are {', '.join(NOISES)}.")
 
@@ -358,8 +373,13 @@ def _passes(job: Job, manifest: Manifest) -> list[Job]:
 # The work.
 
 
-def _pictures(model: Model, job: Job, memory: int | None, refiner: Model | None) -> Iterator[Step | Picture]:
+def _pictures(
+    model: Model, job: Job, memory: int | None, refiner: Model | None, adapters: Adapters
+) -> Iterator[Effect | Step | Picture]:
     """The pictures of a resolved job."""
+    effect = put_on(model, adapters)
+    if adapters.worn or adapters.words:
+        yield effect
     inputs, finish = _inputs(_passes(job, model.manifest)[0], model.manifest)
     task: Task | None = None
     last: Refine | None = None

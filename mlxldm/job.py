@@ -74,6 +74,8 @@ class Job:
     database: str | None = None  # path of a folder of pictures: for models that look at some while they draw
     neighbours: int | None = None  # how many of them
     clip: str | None = None  # the CLIP that finds them: path of its folder, or hub id
+    loras: tuple[str, ...] = ()  # "NAME:SCALE[:SCALE of the text encoders][:lbw=...]", see `adapters.wish`
+    embeddings: tuple[str, ...] = ()  # textual inversions: names or files of words that the prompts may use
     noise: str = "torch-cpu"  # whose random numbers: torch's CPU generator, or an NVIDIA GPU's
 
     @classmethod
@@ -95,13 +97,17 @@ class Job:
                 raise UserError(
                     f"A job has no {key!r}.{nearest(key, known)} It knows {', '.join(known)}."
                 )
-            boxes = key == "boxes" and value is not None
-            values[key] = boxes_of(value) if boxes else _checked(key, value, str(known[key].type))
+            if key == "boxes" and value is not None:
+                values[key] = boxes_of(value)
+            elif key in ("loras", "embeddings"):
+                values[key] = _texts(key, value)
+            else:
+                values[key] = _checked(key, value, str(known[key].type))
         return cls(**values)
 
     def to_json(self) -> dict[str, Any]:
-        """All that is given, as a dict for `json.dumps`; keys whose value is None are left out."""
-        return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+        """All that is given, as a dict for `json.dumps`; keys whose value is None or no item are left out."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if value is not None and value != ()}
 
     def replace(self, **changes: Any) -> Job:
         """A copy with some values changed."""
@@ -161,6 +167,12 @@ def boxes_of(value: Any) -> tuple[Box, ...]:
         left, top, right, bottom = (_checked("box", side, "float") for side in sides)
         found.append(Box(label, (left, top, right, bottom)))
     return tuple(found)
+
+
+def _texts(key: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise UserError(f"The job's {key} should be a list of texts, but it is {json.dumps(value, default=str)[:60]}.")
+    return tuple(value)
 
 
 def _is_number(value: Any) -> bool:

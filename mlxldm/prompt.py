@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .errors import UserError
-from .tokenizer import Tokenizer, open_tokenizer
+from .tokenizer import ClipTokenizer, Tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
     from .folder import Folder
@@ -429,6 +429,13 @@ class Reader:
             self.names.append(part)
             self.tokenizers.append(open_tokenizer(config, folder.tokenizer_files(number)))
             self._lengths.append(config.max_position_embeddings)
+
+    def learn(self, words: Sequence[tuple[Sequence[str], int]]) -> None:
+        """From now on these words of textual inversions, by their names and numbers of vectors, and no others."""
+        self.tokenizers = [
+            tokenizer.with_words(words) if isinstance(tokenizer, ClipTokenizer) else tokenizer
+            for tokenizer in self.tokenizers
+        ]
 
     def __call__(self, words: Words | Tokens | str, emphasis: str = "original", skip: int | None = None) -> Tokens:
         """`words` without schedules in tokens; what was read already stays as it is."""

@@ -15,12 +15,13 @@ word is cut into the longest pieces that the vocabulary has, from its beginning 
 
 from __future__ import annotations
 
+import copy
 import heapq
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, Self
 
 from mlxldm.errors import UserError
 
@@ -157,6 +158,7 @@ class ClipTokenizer:
         self.comma: int | None = self._ids.get(",</w>")
         self.size = len(self._ids)
         specials = {**{token: False for token in (bos, eos, pad, unknown)}, **(written or {})}
+        self._words: tuple[tuple[list[int], list[int]], ...] = ()  # what is read, and the vectors it stands for
         self._raw = sorted((t for t, late in specials.items() if t and not late), key=len, reverse=True)
         self._late = sorted((t for t, late in specials.items() if t and late), key=len, reverse=True)
 
@@ -210,8 +212,28 @@ class ClipTokenizer:
                 written[content] = isinstance(value, dict) and bool(value.get("normalized"))
         return cls(vocabulary, merges, written=written | decided, **tokens)
 
+    def with_words(self, words: Iterable[tuple[Sequence[str], int]]) -> Self:
+        """A tokenizer that also knows words of textual inversions: the names of each, and its number of vectors.
+
+        Vector k of them all has the id -1 - k, and takes a token's place. A word is found as AUTOMATIC1111 finds it,
+        where the tokens of its name stand in a text; of several that begin at one place, the longest.
+        """
+        other, found, k = copy.copy(self), [], 0
+        other._names = dict(self._names)
+        for names, count in words:
+            ids = [-1 - i for i in range(k, k + count)]
+            other._names |= {ids[0]: names[0] + "</w>", **dict.fromkeys(ids[1:], "")}
+            found += [(self._plain(name), ids) for name in names]
+            k += count
+        other._words = tuple(sorted(found, key=lambda pair: len(pair[0]), reverse=True))
+        return other
+
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without start, end and padding."""
+        ids = self._plain(text)
+        return _replaced(ids, self._words) if self._words else ids
+
+    def _plain(self, text: str) -> list[int]:
         text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")  # lone surrogates have no UTF-8
         ids: list[int] = []
         for piece, is_special in _split(text, self._raw):
@@ -294,6 +316,17 @@ class ClipTokenizer:
             offer(before[left], left)
             offer(left, after[left])
         return [self._ids.get(symbol, self._unknown) for symbol in live if symbol is not None]
+
+
+def _replaced(ids: list[int], words: Sequence[tuple[list[int], list[int]]]) -> list[int]:
+    """`ids` with every run of them that is a word's, the first of `words` first, as what it stands for."""
+    out: list[int] = []
+    at = 0
+    while at < len(ids):
+        name, stands = next((word for word in words if word[0] == ids[at : at + len(word[0])]), ([0], ids[at : at + 1]))
+        out += stands
+        at += len(name)
+    return out
 
 
 def _split(text: str, tokens: list[str]) -> Iterator[tuple[str, bool]]:

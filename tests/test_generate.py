@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mlxldm.adapters import Weights
 from mlxldm.errors import UserError
 from mlxldm.generate import Picture, Step, generate, resolve
 from mlxldm.guidance import guided, masked
@@ -31,6 +32,10 @@ class Fake:
         self.manifest, self.blur = manifest, blur
         self.reader = Reader(little.Little())
         self.texts, self.calls, self.latents, self.evaluated = [], [], [], 0
+        self.weights = Weights()
+
+    def learn(self, words):
+        assert not words
 
     def array(self, x):
         assert x.dtype == np.float32

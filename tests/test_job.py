@@ -26,7 +26,7 @@ def test_what_is_not_given_is_left_out_and_zero_is_given():
 
 def test_every_field_survives_alone():
     for field in dataclasses.fields(Job):
-        if field.name == "boxes":
+        if field.name in ("boxes", "loras", "embeddings"):
             continue
         value = {"int": 3, "float": 0.5, "str": "x", "bool": True}[str(field.type).split(" ")[0]]
         job = Job.from_json({field.name: value})

@@ -76,9 +76,19 @@ class Embeddings(nn.Module):
         super().__init__()
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self._words: mx.array | None = None  # the vectors of textual inversions
+
+    def learn(self, vectors: mx.array | None) -> None:
+        """vectors (n, width): what the ids -1, -2 ... -n stand for from now on."""
+        self._words = vectors
 
     def __call__(self, ids: mx.array) -> mx.array:
-        return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+        if self._words is None:
+            tokens = self.token_embedding(ids)
+        else:
+            words = self._words[mx.maximum(-1 - ids, 0)]
+            tokens = mx.where((ids < 0)[..., None], words, self.token_embedding(mx.maximum(ids, 0)))
+        return tokens + self.position_embedding.weight[: ids.shape[1]]
 
 
 class TextTransformer(nn.Module):

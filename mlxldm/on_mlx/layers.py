@@ -93,11 +93,19 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.weight, self.scales, self.biases = codes, scales, biases
         self._bits, self._group = bits, group  # underscores keep them out of the parameters
+        self._beside: tuple[mx.array, mx.array] | None = None
+
+    def put_beside(self, down: mx.array | None, up: mx.array | None) -> None:
+        """Add up @ down to the weight from now on, without unpacking it: down (r, in), up (out, r); None: no more."""
+        self._beside = None if down is None or up is None else (down.T, up.T)
 
     def __call__(self, x: mx.array) -> mx.array:
         y = mx.quantized_matmul(
             x, self.weight, self.scales, self.biases, transpose=True, group_size=self._group, bits=self._bits
         )
+        if self._beside is not None:
+            down, up = self._beside
+            y = y + (x @ down) @ up
         return y + self.bias if "bias" in self else y
 
     def dequantized(self) -> mx.array:
@@ -221,6 +229,7 @@ class Attention(nn.Module):
         self.to_out = [Linear(inner, channels)]
         self.heads = heads
         self.scale = head**-0.5  # of the true head size: zeros that pad a head change no product
+        self.true_head = self.head = head  # as it is, and as it is stored
 
     def keys_values(self, source: mx.array) -> tuple[mx.array, mx.array]:
         """The two things that depend on `source` (B, L, channels) alone, split into heads."""
@@ -236,19 +245,15 @@ class Attention(nn.Module):
         for layer in (self.to_q, self.to_k, self.to_v):
             for name in ("weight", "scales", "biases", "bias"):
                 if name in layer:
-                    layer[name] = _pad(layer[name], 0, self.heads, size)
+                    layer[name] = pad(layer[name], 0, self.heads, size)
         out = self.to_out[0]
         if isinstance(out, PackedLinear):  # its groups run across the heads: no zeros fit in between
             bias, weight = out.bias, out.dequantized()
             out = self.to_out[0] = Linear(1, 1)
             out.weight, out.bias = weight, bias
-        out.weight = _pad(out.weight, 1, self.heads, size)
+        out.weight = pad(out.weight, 1, self.heads, size)
+        self.head = size
         mx.eval(self.parameters())
-
-    @property
-    def head(self) -> int:
-        """The size of a head as it is stored now."""
-        return self.to_q.weight.shape[0] // self.heads
 
 
 class PictureAttention(Attention):
@@ -275,12 +280,15 @@ def join_heads(x: mx.array) -> mx.array:
     return x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], -1)
 
 
-def _pad(x: mx.array, axis: int, heads: int, size: int) -> mx.array:
+def pad(x: mx.array, axis: int, heads: int, size: int) -> mx.array:
+    """An axis of `heads` parts, each filled up with zeros to `size`; or cut down to it, where they are larger."""
     shape = list(x.shape)
     x = x.reshape(*shape[:axis], heads, shape[axis] // heads, *shape[axis + 1 :])
-    widths = [(0, 0)] * x.ndim
-    widths[axis + 1] = (0, size - x.shape[axis + 1])
-    x = mx.pad(x, widths)
+    more = size - x.shape[axis + 1]
+    if more < 0:
+        x = x[(slice(None),) * (axis + 1) + (slice(size),)]
+    else:
+        x = mx.pad(x, [(0, more if i == axis + 1 else 0) for i in range(x.ndim)])
     return x.reshape(*shape[:axis], heads * size, *shape[axis + 1 :])
 
 

@@ -17,6 +17,7 @@ from ..errors import UserError
 from ..plan import CACHE, PICTURE_CACHE, Machine
 from ..prompt import Reader, Tokens
 from . import BLAS, VERSION, cpu
+from .adapt import MlxWeights
 from .bert import BertText
 from .clip import ClipText, TextOutput
 from .layers import FUSED_HEADS, Conv2d, PackedLinear
@@ -25,6 +26,7 @@ from .unet import KeysValues, UNet, guidance_waves
 from .vae import autoencoder
 
 if TYPE_CHECKING:
+    from ..adapters import Word
     from ..clip import ClipFolder
     from ..folder import Folder
     from .clip_vision import MlxClip
@@ -107,9 +109,19 @@ class MlxModel:
         self._vae = fill(autoencoder(manifest.vae), folder, "vae", mx.float32 if careful else dtype)
         if self._gpu:
             pad_heads(self._unet)
+        self.weights = MlxWeights({"denoiser": self._unet, **dict(zip(manifest.texts, self._texts, strict=True))})
         mx.set_cache_limit(CACHE)
         where = f"the GPU ({mx.device_info().get('device_name', 'GPU')})" if self._gpu else f"the CPU ({BLAS.name})"
         self.description = f"MLX {VERSION} on {where}, {precision}"
+
+    def learn(self, words: Sequence[Word]) -> None:
+        """Words that prompts may use from now on, and no others."""
+        self.reader.learn([(word.names, word.count) for word in words])
+        for part, encoder in zip(self.manifest.texts, self._texts, strict=True):
+            if isinstance(encoder, ClipText):
+                table = encoder.text_model.embeddings
+                vectors = [mx.array(word.vectors[part]) for word in words]
+                table.learn(mx.concatenate(vectors).astype(table.token_embedding.weight.dtype) if vectors else None)
 
     def array(self, x: np.ndarray) -> mx.array:
         """`x` as a float32 array on the device."""
@@ -221,6 +233,10 @@ class MlxModel:
             return both[:1], both[1:]
         return self._side_by_side(x, timestep, cond)
 
+    def glance(self, x: mx.array, timestep: float, cond: Cond) -> mx.array:
+        """One answer with the prompt alone."""
+        return self.predict(x, timestep, cond)[0]
+
     def _guess(self, x: mx.array, timestep: float, text: Text) -> mx.array:
         time = self._unet.embed(timestep, labels=text.labels, added=text.added, condition=text.condition)
         return self._unet(x, time, text.keys_values)
@@ -295,7 +311,7 @@ class MlxModel:
     def unload(self) -> None:
         """Let go of every weight; the model cannot be used afterwards."""
         self._texts, self._classes, self._rescaler = [], None, None
-        self._unet = self._vae = None  # type: ignore[assignment]
+        self._unet = self._vae = self.weights = None  # type: ignore[assignment]
         mx.clear_cache()
 
 

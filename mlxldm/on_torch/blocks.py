@@ -44,6 +44,11 @@ def _fast(weight: Tensor) -> bool:
     return kernels.usable(weight.device, weight.dtype)
 
 
+def window(rows: Tensor) -> nn.Parameter:
+    """Some rows of a joined weight, as the parameter of the module that they came from: both are one memory."""
+    return nn.Parameter(rows, requires_grad=False)
+
+
 class NormAct(nn.Module):
     """GroupNorm over x (N, C, H, W) + add (N, C), then SiLU if `act`."""
 
@@ -124,7 +129,10 @@ class TimeProjections(nn.Module):
         # conv1 adds its bias to every pixel, as the time is added: one addition does for both
         biases = [b.time_emb_proj.bias + b.conv1.bias for b in blocks]
         self.bias = nn.Parameter(torch.cat(biases), requires_grad=False)
-        for block in blocks:
+        widths = [len(bias) for bias in biases]
+        rows = zip(self.weight.split(widths), self.bias.split(widths), strict=True)
+        for block, (weight, bias) in zip(blocks, rows, strict=True):
+            block.time_emb_proj.weight, block.time_emb_proj.bias = window(weight), window(bias)
             block.conv1.bias = None
 
     def forward(self, emb: Tensor) -> Tensor:
@@ -148,6 +156,10 @@ class SelfAttention(nn.Module):
             if attn.to_q.bias is None
             else nn.Parameter(torch.cat([part.bias for part in parts]), requires_grad=False)
         )
+        for part, rows in zip(parts, self.weight.chunk(3), strict=True):
+            part.weight = window(rows)
+        for part, rows in zip(parts, () if self.bias is None else self.bias.chunk(3), strict=self.bias is not None):
+            part.bias = window(rows)
         self.out, self.heads = attn.to_out[0], attn.heads
 
     def forward(self, x: Tensor) -> Tensor:

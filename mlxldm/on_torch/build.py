@@ -33,6 +33,7 @@ from ..folder import Folder, Manifest
 from ..plan import Machine
 from ..prompt import Reader
 from ..tokenizer import open_tokenizer
+from .adapt import TokenTable, TorchWeights
 from .blocks import quicken_unet, quicken_vae
 from .clip import TorchClip
 from .model import TextEncoder, TorchModel
@@ -87,9 +88,13 @@ def _build(folder: Folder, where: torch.device, dtype: torch.dtype, why: str) ->
         _fill(classes, folder, "classes", where, text_dtype)
     if rescaler is not None:  # a few numbers, used once a job
         _fill(rescaler, folder, "rescaler", where, torch.float32)
+    modules = {"denoiser": dict(unet.named_modules())}  # their names, before they are replaced
     quicken_unet(unet)
     quicken_vae(vae)
-    return TorchModel(manifest, reader, encoders, classes, rescaler, unet, vae, where, dtype, why)
+    for part, encoder in zip(manifest.texts, encoders, strict=True):
+        modules[part] = dict(encoder.net.named_modules())
+    weights = TorchWeights(modules, where)
+    return TorchModel(manifest, reader, encoders, classes, rescaler, unet, vae, where, dtype, why, weights)
 
 
 def _unet(config: UNetConfig) -> UNet2DConditionModel | UNet2DModel:
@@ -193,6 +198,10 @@ def _text(folder: Folder, part: str, device: torch.device, dtype: torch.dtype) -
         net = _bert(config) if isinstance(config, BertConfig) else _clip(config)
     _number(net, device)
     _fill(net, folder, part, device, dtype, dialect="model." if isinstance(config, BertConfig) else "text_model.")
+    if isinstance(config, ClipTextConfig):
+        name, table = next((name, module) for name, module in net.named_modules() if isinstance(module, nn.Embedding))
+        assert name.endswith("token_embedding"), name
+        net.set_submodule(name, TokenTable(table))
     return TextEncoder(net, config)
 
 

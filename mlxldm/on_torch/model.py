@@ -19,14 +19,17 @@ from torch import Tensor, nn
 
 from ..config import BertConfig, ClipTextConfig, VqConfig
 from ..errors import UserError
+from .adapt import TokenTable
 from .blocks import text_attentions
 from .seamless import make_seamless
 
 if TYPE_CHECKING:
+    from ..adapters import Word
     from ..clip import ClipFolder
     from ..folder import Manifest
     from ..plan import Machine
     from ..prompt import Chunk, Reader, Tokens
+    from .adapt import TorchWeights
     from .clip import TorchClip
     from .told import ClassEmbedder, Rescaler
 
@@ -118,8 +121,10 @@ class TorchModel:
         device: torch.device,
         dtype: torch.dtype,
         why: str,
+        weights: TorchWeights,
     ):
         self.manifest, self.reader = manifest, reader
+        self.weights = weights
         self.device, self.dtype = device, dtype
         self.precision = str(dtype).split(".")[-1]
         self.description = f"torch {torch.__version__} on {_called(device)}, {self.precision} ({why})"
@@ -129,6 +134,13 @@ class TorchModel:
         self._capture = device.type == "cuda"
         self._captured: list[Captured] = []  # the last one used first
         self._seams: list[Callable[[], None]] = []  # what brings them back
+
+    def learn(self, words: Sequence[Word]) -> None:
+        self.reader.learn([(word.names, word.count) for word in words])
+        for part, encoder in zip(self.manifest.texts, self._encoders, strict=True):
+            for table in encoder.net.modules():
+                if isinstance(table, TokenTable):
+                    table.learn([torch.from_numpy(word.vectors[part]) for word in words])
 
     # Arrays in and out.
 
@@ -235,6 +247,11 @@ class TorchModel:
                 out = self._net(x, torch.full((1,), timestep, dtype=torch.float32, device=self.device), cond)
         return out[:1], (out[1:] if cond.rows == 2 else None)
 
+    @torch.no_grad()
+    def glance(self, x: Tensor, timestep: float, cond: Cond) -> Tensor:
+        with self._here():  # not recorded: this size will not come again
+            return self._net(x, torch.full((1,), timestep, dtype=torch.float32, device=self.device), cond)[:1]
+
     def deviation(self, x: Tensor) -> Tensor:
         return x.std(dim=(1, 2, 3), correction=0, keepdim=True)
 
@@ -294,6 +311,7 @@ class TorchModel:
         self._captured = []
         self._encoders, self._readers = [], []
         self._classes = self._rescaler = self._unet = self._vae = None
+        self.weights = None  # type: ignore[assignment]
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

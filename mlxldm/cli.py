@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from .errors import UserError
 from .terminal import Bar, Parser, guarded, real, size, whole
 
 if TYPE_CHECKING:
+    from .adapters import Adapter, Inversion
     from .folder import Folder
     from .job import Job
     from .plan import MemoryPlan
@@ -105,6 +106,10 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
     )
     models.add_argument("action", nargs="?", choices=["add", "forget"])
     models.add_argument("what", nargs="?", metavar="FOLDER|NAME")
+    merge = command("merge", _merge, "write a model with LoRAs in its weights, as a model folder")
+    merge.add_argument("model", metavar="MODEL", help="name, folder, file or hub id")
+    merge.add_argument("target", metavar="DST", help="the folder to write, which must not exist yet")
+    _adapter_arguments(merge)
     show = command("show", _show, "say what is in a model, or which job made a picture")
     show.add_argument("what", metavar="MODEL|PNG|JSON", nargs="?", help="default: the embedded model")
     backends = command("backends", _backends, "list the backends and devices, and which one would be used")
@@ -125,7 +130,7 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
     worker = command("worker", _worker, "draw for another program: messages on stdin and stdout (docs/worker.md)")
     _where(worker)
     worker.add_argument("--idle", type=real, metavar="SECONDS", help="let the model go after so long; default 600")
-    for sub in (pull, models, show, backends, tokens, doctor):
+    for sub in (pull, models, merge, show, backends, tokens, doctor):
         _json_flag(sub)
     return parser, commands
 
@@ -133,6 +138,12 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
 def _words(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--emphasis", metavar="NAME", help="what (word) and [word] do: original (the default) or none")
     parser.add_argument("--wildcards", metavar="FOLDER", help="text files: __name__ in a prompt becomes a line of one")
+
+
+def _adapter_arguments(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--lora", action="append", dest="loras", metavar="NAME[:SCALE[:TEXT-SCALE]]",
+                        help="a LoRA of any kind: name or file, how strongly (1 if not said); again for each; "
+                        ":lbw=1,0,... at the end weighs the U-Net's blocks")  # fmt: skip
 
 
 def _json_flag(parser: argparse._ActionsContainer) -> None:
@@ -159,6 +170,9 @@ def _generate_arguments(parser: Parser) -> None:
     model = parser.add_argument_group("model and machine")
     model.add_argument("--model", metavar="MODEL", help="name, folder or hub id; default: the embedded model, scenes")
     _where(model)
+    _adapter_arguments(model)
+    model.add_argument("--embedding", action="append", dest="embeddings", metavar="NAME|FILE",
+                       help="a textual inversion, whose name prompts may then use; again for each")  # fmt: skip
     model.add_argument("--memory", type=real, metavar="GB", help="how much may be used; default: what is free here")
     model.add_argument("--plan", action="store_true", help="say how much memory it will take, stage by stage, and stop")
     wish = parser.add_argument_group("picture")
@@ -230,6 +244,7 @@ _WISHES = (
     "image", "strength", "image_guidance", "depth", "mask", "noise", "label", "boxes", "semantic", "database",
     "neighbours", "clip", "variation", "seamless", "hires", "hires_strength", "hires_steps", "mask_grow", "mask_blur",
     "only_masked", "mask_padding", "extend", "noise_level", "tile", "refiner", "refiner_start",
+    "loras", "embeddings",
 )  # fmt: skip
 
 
@@ -244,6 +259,7 @@ def _generate(args: argparse.Namespace) -> int:
     choice = backend.choose(args.backend, args.device)
     folder = find(wish.model)
 
+    from .adapters import Effect, worn
     from .generate import Step, generate, resolve
     from .picture import check_writable, save_png
     from .plan import plan
@@ -253,6 +269,7 @@ def _generate(args: argparse.Namespace) -> int:
         raise UserError('What should be drawn? Give a prompt: mlxldm generate "a lighthouse at dusk".')
     second = None if wish.refiner is None else find(wish.refiner)
     job = resolve(wish, folder.manifest, second.manifest if second else None)
+    adapters = worn(job, folder.manifest, find_adapter)
     memory = _memory(args.memory)
     if args.plan:
         return _plan(args, plan(folder.manifest, backend.machine(choice, args.precision), job, memory))
@@ -262,6 +279,7 @@ def _generate(args: argparse.Namespace) -> int:
 
     bar = Bar()
     done = []
+    done_to = None
     try:
         bar.show("loading the model")
         model = backend.load(folder, choice.backend, choice.device, args.precision)
@@ -274,7 +292,13 @@ def _generate(args: argparse.Namespace) -> int:
         made_by = {"mlxldm": __version__, "backend": model.description}
         started = time.perf_counter()
         bar.show("reading the prompt")
-        for event in generate(model, job, memory, refiner):
+        for event in generate(model, job, memory, refiner, adapters):
+            if isinstance(event, Effect):
+                bar.clear()
+                for line in event.lines():
+                    say(line)
+                done_to = event.to_json()
+                continue
             if isinstance(event, Step):
                 several = f"picture {event.index + 1}/{job.count}, " if job.count > 1 else ""
                 bar.move((event.index + event.step / event.of) / job.count, f"{several}step {event.step}/{event.of}")
@@ -293,6 +317,7 @@ def _generate(args: argparse.Namespace) -> int:
             {
                 "pictures": done,
                 "job": job.to_json(),
+                "adapters": done_to,
                 "backend": {"name": choice.backend, "device": choice.device, "why": choice.why},
                 "made_by": made_by,
                 "seconds": round(seconds, 3),
@@ -331,6 +356,7 @@ def _wish(args: argparse.Namespace) -> Job:
     from .job import Job
 
     given = {name: getattr(args, name) for name in _WISHES if getattr(args, name) is not None}
+    given |= {name: tuple(given[name]) for name in ("loras", "embeddings") if name in given}
     if args.boxes is not None or args.box is not None:
         from . import boxes
 
@@ -420,6 +446,22 @@ def find(name: str | None) -> Folder:
     return store.find(name, view)
 
 
+def find_adapter(name: str, parts: Mapping[str, Any]) -> Adapter | Inversion:
+    """The LoRA or textual inversion of that name or file, as it changes a model of these parts."""
+    from mlxldm_convert import adapter
+
+    return adapter(adapter_path(name), parts)
+
+
+def adapter_path(name: str) -> Path:
+    """The file of the LoRA or textual inversion of that name."""
+    from mlxldm_convert import is_adapter
+
+    from . import store
+
+    return store.locate_adapter(name, is_adapter)
+
+
 # pull, models, show, backends, doctor
 
 
@@ -439,6 +481,33 @@ def _pull(args: argparse.Namespace) -> int:
         _print_json({"id": name, "path": str(path)})
     else:
         print(path)
+    return 0
+
+
+def _merge(args: argparse.Namespace) -> int:
+    from mlxldm_convert import write
+
+    from .adapters import Merged, worn
+    from .job import Job
+
+    if not args.loras:
+        raise UserError("What should be merged? Give at least one LoRA with --lora NAME:0.8.")
+    folder = find(args.model)
+    adapters = worn(Job(loras=tuple(args.loras)), folder.manifest, find_adapter)
+    model = Merged(folder, adapters)
+    bar = Bar()
+    try:
+        bar.show("merging")
+        written = write(model, args.target, progress=lambda done, of, part: bar.move(done / of, part))
+    finally:
+        bar.clear()
+    effect = model.effect()
+    for line in effect.lines():
+        say(line)
+    if args.json:
+        _print_json({"path": str(written.path), "adapters": effect.to_json()})
+    else:
+        print(written.path)
     return 0
 
 

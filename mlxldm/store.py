@@ -177,6 +177,33 @@ def _sha256(path: Path) -> str:
     return str(entry["sha256"])
 
 
+def locate_adapter(name: str, is_one: Callable[[Path], bool]) -> Path:
+    """The file of a LoRA or textual inversion: a path, or a file in one of the added folders, its ending said or not.
+
+    `is_one` says of a file whether it is such a thing; it is asked where several have the name. UserError if there is
+    none, or more than one.
+    """
+    path = Path(name).expanduser()
+    if _exists(path) and path.is_file():
+        return path
+    files = [file for folder in folders() if _exists(folder) for file in _checkpoints(folder) if file.is_file()]
+    found = [file for file in files if name in (file.name, file.stem)]
+    if len(found) > 1:
+        found = [file for file in found if is_one(file)]
+    if len(found) > 1:
+        raise UserError(
+            f"'{shown(name)}' is the name of {len(found)} files ({', '.join(shown(file) for file in found[:3])}): give "
+            f"the path of one."
+        )
+    if not found:
+        near = nearest(name, [file.stem for file in files])
+        raise UserError(
+            f"There is no LoRA or textual inversion '{shown(name)}' here.{near} Give its path, or add the folder it is "
+            f"in with: mlxldm models add FOLDER"
+        )
+    return found[0]
+
+
 def register(name: str, path: str | os.PathLike[str], *, force: bool = False) -> None:
     """Remember that `name` is the model at `path`.
 

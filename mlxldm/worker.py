@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -27,8 +27,9 @@ from .job import Job
 from .terminal import NO_MEMORY, TOO_LARGE
 
 if TYPE_CHECKING:
+    from .adapters import Adapters
     from .backend import Choice, Model
-    from .folder import Folder
+    from .folder import Folder, Manifest
     from .generate import Step
     from .preview import Preview
 
@@ -68,6 +69,7 @@ class Worker:
         self._preview = "rgb8"
         self._choice: Choice | None = None
         self._loaded: tuple[str, Model] | None = None
+        self._adapters: dict[Any, Any] = {}  # of the last job, by their files and the model's parts
         self._latent: Any = None  # the last step's, in NumPy
         self._look_at: Preview | None = None  # a latent of the loaded model
 
@@ -235,6 +237,7 @@ class Worker:
 
     def _generate(self, message: Message, payload: bytes, stop: threading.Event) -> bool:
         from . import __version__
+        from .adapters import Effect
         from .generate import Step, generate, resolve
         from .picture import png
 
@@ -243,13 +246,17 @@ class Worker:
         with _files(message, payload, named) as job:
             folder = _find(job.model)
             job = resolve(job, folder.manifest)
+            adapters = self._worn(job, folder.manifest)
             model = self._model(job.model, folder, name)
             made_by = {"mlxldm": __version__, "backend": model.description}
             pace = Pace(self._pace_of(folder), job)
-            for event in generate(model, job):
+            for event in generate(model, job, adapters=adapters):
                 if stop.is_set():
                     raise Cancelled
-                if isinstance(event, Step):
+                if isinstance(event, Effect):
+                    for line in event.lines():
+                        self.send("log", level="info", message=line)
+                elif isinstance(event, Step):
                     pace.step(event.seconds)
                     self.send("step", id=name, index=event.index, step=event.step, of=event.of,
                               seconds=round(event.seconds, 4))  # fmt: skip
@@ -263,6 +270,26 @@ class Worker:
                               seed=own.seed, seconds=round(event.seconds, 3), job=own.to_json())  # fmt: skip
             pace.keep()
         return True
+
+    def _worn(self, job: Job, manifest: Manifest) -> Adapters:
+        """The job's adapters; those of the job before are not read again, unless their files have changed."""
+        from mlxldm_convert import adapter
+
+        from .adapters import worn
+        from .cli import adapter_path
+
+        kept: dict[Any, Any] = {}
+
+        def find(name: str, parts: Mapping[str, Any]) -> Any:
+            path = adapter_path(name)
+            about = path.stat()
+            mark = (path, about.st_size, about.st_mtime_ns, repr(parts))
+            kept[mark] = self._adapters.get(mark) or adapter(path, parts)
+            return kept[mark]
+
+        found = worn(job, manifest, find)
+        self._adapters = kept
+        return found
 
     def _show(self, name: str, model: Model, step: Step) -> None:
         """A preview of a step; numbers that are none end the job here and not at its last pixel."""

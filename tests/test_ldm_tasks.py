@@ -522,7 +522,6 @@ def test_a_model_of_words_still_asks_for_a_prompt_that_it_can_read(zoo, tmp_path
 
     write(zoo("ldm-text", "view"), tmp_path / "model")
     assert "What should be drawn? Give a prompt" in said()
-    assert "The prompt is too long for this model, which reads 75 tokens: 'a red house'" in said("a red house " * 26)
     (tmp_path / "model" / "tokenizer" / "vocab.txt").unlink()
     assert "lay vocab.txt of bert-base-uncased" in said("a red house")
     (tmp_path / "model" / "tokenizer" / "vocab.txt").write_text("\n".join([*WORDS, "more"]))

@@ -5,7 +5,7 @@
 Resident memory, Linux only: its peak is set back at the start of every stage (/proc/self/clear_refs), so that each has
 its own. Every run is a process of its own. A table goes to stderr, one JSON object to stdout. Folders are written as
 float16 (2.1 GB for Stable Diffusion 1.5, 6.9 GB for XL) and deleted afterwards, unless --folder keeps them; XL in
-float32 needs 17 GB of memory.
+float32 needs 19 GB of memory.
 """
 
 from __future__ import annotations

@@ -221,14 +221,14 @@ from mlxldm import generate as function
 import mlxldm.generate, mlxldm.worker
 module = sys.modules["mlxldm.generate"]
 real = module.generate
-def strange(model, job):
+def strange(model, job, **more):
     print("a library prints")
     os.write(1, b"and another one, past Python\\n")
     if job.prompt == "raise":
         raise ValueError("bad luck")
     if job.prompt == "memory":
         raise MemoryError
-    for event in real(model, job):
+    for event in real(model, job, **more):
         if job.prompt == "nan" and hasattr(event, "guess") and event.step == 2:
             import dataclasses
             event = dataclasses.replace(event, guess=event.guess * float("nan"))

@@ -130,19 +130,20 @@ def recall(name: str, digest: str | None) -> str | None:
     `digest`: the first digits of the sha256 of its file, or eight of A1111's old kind (of 64 KB in it). Files are read
     for it only where no name fits; a file's digest is kept, and asked again when its size or time has changed.
     """
-    plain = {_plainly(row["name"]): row["name"] for row in models() if row["state"] == "ready"}
+    ready = [row for row in models() if row["state"] == "ready"]
     inside = [path for folder in folders() if _exists(folder) for path in _checkpoints(folder)]
-    plain = {_plainly(path.stem if path.is_file() else path.name): str(path) for path in inside} | plain
+    plain = {_plainly(path.stem if path.is_file() else path.name): str(path) for path in inside}
+    plain |= {_plainly(row["name"]): row["name"] for row in ready}
     if _plainly(name) in plain:
         return plain[_plainly(name)]
     if digest is None:
         return None
     files = {str(path): path for path in inside if path.is_file()}
-    for row in models():
+    for row in ready:
         path = Path(row["path"])
-        if row["state"] == "ready" and path.is_file():
+        if path.is_file():
             files[row["name"]] = path
-        elif row["state"] == "ready" and (path / "model.json").exists():
+        elif (path / "model.json").exists():
             sums = Manifest.from_json(read_json(path / "model.json")).source.get("sha256")
             if isinstance(sums, dict) and any(str(one).startswith(digest) for one in sums.values()):
                 return str(row["name"])
@@ -152,7 +153,7 @@ def recall(name: str, digest: str | None) -> str | None:
 
 def _plainly(name: str) -> str:
     """A name as it is compared: programs differ in capitals, spaces and signs."""
-    return re.sub(r"[^a-z0-9]+", "", name.rpartition("/")[2].lower())
+    return "".join(letter for letter in name.rpartition("/")[2].lower() if letter.isalnum())
 
 
 def _old_hash(path: Path) -> str:

@@ -253,6 +253,9 @@ def test_models_are_found_by_name_and_by_hash(tmp_path, monkeypatch):
     store.add_folder(folder)
     path = str(folder / "Dream_Shaper 8.safetensors")
     assert store.recall("dreamshaper8", None) == path
+    (folder / "夢.safetensors").write_bytes(b"")
+    assert store.recall("夢", None) == str(folder / "夢.safetensors")
+    assert store.recall("船", None) is None and store.recall("...", None) is None
     assert store.recall("other", hashlib.sha256(data).hexdigest()[:10]) == path
     assert store.recall("other", hashlib.sha256(data[0x100000:0x110000]).hexdigest()[:8]) == path
     assert store.recall("other", "0" * 10) is None and store.recall("other", None) is None

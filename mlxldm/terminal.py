@@ -32,14 +32,11 @@ def guarded(program: str, run: Callable[[], int], interrupted: str) -> int:
     except KeyboardInterrupt:
         say(f"interrupted; {interrupted}.")
         return 130
-    except MemoryError:
-        say(TOO_LARGE)
-        return 2
     except BrokenPipeError:  # `mlxldm models | head -1`: nobody reads any more, which is no fault
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if isinstance(error, RuntimeError) and any(mark in str(error) for mark in NO_MEMORY):
+        if no_memory(error):
             say(TOO_LARGE)
             return 2
         import traceback
@@ -47,6 +44,13 @@ def guarded(program: str, run: Callable[[], int], interrupted: str) -> int:
         traceback.print_exc()
         say("this is a fault of mlxldm, not yours; please report it in the project's issues, with the lines above.")
         return 1
+
+
+def no_memory(error: Exception) -> bool:
+    """Whether an error says that there is not enough memory: Python's own, or a framework's."""
+    if isinstance(error, RuntimeError):
+        return any(mark in str(error) for mark in NO_MEMORY)
+    return isinstance(error, MemoryError)
 
 
 class Parser(argparse.ArgumentParser):

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .errors import UserError
 from .job import Job
-from .terminal import NO_MEMORY, TOO_LARGE
+from .terminal import TOO_LARGE, no_memory
 
 if TYPE_CHECKING:
     from .adapters import Adapters
@@ -214,24 +214,24 @@ class Worker:
     def _ended(self, name: str, work: Callable[[], bool]) -> None:
         """Do some work; whatever happens, it ends in one message."""
         began = time.monotonic()
+        end: str | None = "done"
+        fields: dict[str, Any] = {}
         try:
             if self._stops[name].is_set():
                 raise Cancelled
-            asks_for_an_end = work()
+            if not work():
+                end = None
+            fields["seconds"] = round(time.monotonic() - began, 3)
         except Cancelled:
-            del self._stops[name]
-            self.send("cancelled", id=name)
-            return
+            end = "cancelled"
         except Exception as error:
-            kind, message, details = _explained(error)
-            del self._stops[name]
-            self.send("error", id=name, kind=kind, message=message, details=details)
-            if kind == "memory":
-                self._unload()
-            return
-        del self._stops[name]
-        if asks_for_an_end:
-            self.send("done", id=name, seconds=round(time.monotonic() - began, 3))
+            end = "error"
+            fields["kind"], fields["message"], fields["details"] = _explained(error)
+        del self._stops[name]  # first: whoever hears of the end may use the id again
+        if end:
+            self.send(end, id=name, **fields)
+        if fields.get("kind") == "memory":
+            self._unload()
 
     # What is asked for. Each returns whether `done` is still to be said.
 
@@ -493,9 +493,7 @@ def _explained(error: Exception) -> tuple[str, str, str | None]:
         return "wish", " ".join(str(error).split()), None
     if isinstance(error, ArithmeticError):
         return "numbers", "The picture came out as no numbers: too large for this precision; use float32.", None
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(mark in str(error) for mark in NO_MEMORY)
-    ):
+    if no_memory(error):
         return "memory", TOO_LARGE[:1].upper() + TOO_LARGE[1:], None
     return "fault", f"This is a fault of mlxldm: {type(error).__name__}.", traceback.format_exc()[-20_000:]
 

@@ -1,1 +1,1 @@
-"""The desktop app. It is not in this version yet; `mlxldm generate` draws from the command line."""
+"""The desktop app: one window that makes pictures. Nothing here computes one; `mlxldm worker` does, in a process of its own."""

@@ -1,14 +1,127 @@
-"""`mlxldm-app`, or `python -m app` in a checkout."""
+"""`mlxldm-app`, or `python -m app` in a checkout: the window, or with `--worker` the worker of a bundled app.
+
+What this process is, is decided before Qt is imported: a worker has no window and needs none.
+"""
 
 from __future__ import annotations
 
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import runpy
 import sys
+from pathlib import Path
+
+NO_QT = (
+    "mlxldm: the desktop app needs PySide6 (Qt), which is not installed here. Install it with\n"
+    "    pip install 'mlxldm[app]'\n"
+    'or draw from the command line: mlxldm generate "..."'
+)
 
 
-def main() -> int:
-    """Say that there is no window yet; exit code 2, because only the person can do something else."""
-    print('mlxldm: the desktop app is not in this version yet; use mlxldm generate "..." instead.', file=sys.stderr)
-    return 2
+def main(arguments: list[str] | None = None) -> int:
+    """Start. Exit code 0; 2 where Qt is missing; the worker's own with `--worker`; 1 where `--smoke` did not work."""
+    multiprocessing.freeze_support()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--worker" in arguments:
+        sys.argv = [sys.argv[0]]
+        runpy.run_module("mlxldm.worker", run_name="__main__", alter_sys=True)
+        return 0
+    parser = argparse.ArgumentParser(prog="mlxldm-app", description="The desktop app of mlxldm.")
+    parser.add_argument("files", nargs="*", metavar="FILE", help="pictures or models to open")
+    parser.add_argument("--smoke", action="store_true", help="make one small picture, say whether that worked, and leave")
+    parser.add_argument("--worker", action="store_true", help="be the worker of a bundled app")
+    asked = parser.parse_args(arguments)
+    try:
+        import PySide6.QtWidgets  # noqa: F401
+    except ImportError:
+        print(NO_QT, file=sys.stderr)
+        return 2
+    return _window([os.path.abspath(path) for path in asked.files], asked.smoke)
+
+
+def _window(files: list[str], smoke: bool) -> int:
+    from PySide6.QtCore import QTimer
+    from PySide6.QtWidgets import QApplication
+
+    app = QApplication(sys.argv[:1])
+    app.setApplicationName("mlxldm")  # and no organization, or every place would be called twice
+    app.setApplicationDisplayName("mlxldm")
+    server = None
+    if not smoke:
+        server = _alone(files)
+        if server is None:
+            return 0
+    from . import places, theme
+    from .window import Window
+
+    theme.apply(app, str(places.settings().value("appearance", "system")))
+    window = Window()
+    window.show()
+    if server is not None:
+        server.newConnection.connect(lambda: _take(server, window))
+    for path in files:
+        QTimer.singleShot(0, lambda path=path: window.take_file(path))
+    return _smoke(app, window) if smoke else app.exec()
+
+
+def _alone(files: list[str]):
+    """A server that other starts speak to; None if there is one already, which then shows its window and these files."""
+    from PySide6.QtNetwork import QLocalServer, QLocalSocket
+
+    from . import places
+
+    name = "mlxldm-" + hashlib.sha1(str(places.data()).encode()).hexdigest()[:16]
+    socket = QLocalSocket()
+    socket.connectToServer(name)
+    if socket.waitForConnected(300):
+        socket.write(json.dumps(files).encode() + b"\n")
+        socket.waitForBytesWritten(1000)
+        socket.disconnectFromServer()
+        return None
+    server = QLocalServer()
+    server.setSocketOptions(QLocalServer.SocketOption.UserAccessOption)
+    if not server.listen(name):
+        QLocalServer.removeServer(name)  # of one that crashed
+        server.listen(name)
+    return server
+
+
+def _take(server, window) -> None:
+    """Another start: come to the front, with what it was given."""
+    socket = server.nextPendingConnection()
+
+    def read() -> None:
+        if socket.canReadLine():
+            try:
+                files = json.loads(socket.readLine().data())
+            except ValueError:
+                files = []
+            window.showNormal() if window.isMinimized() else window.show()
+            window.raise_()
+            window.activateWindow()
+            for path in files if isinstance(files, list) else []:
+                window.take_file(str(path))
+
+    socket.readyRead.connect(read)
+    read()
+
+
+def _smoke(app, window) -> int:
+    """One picture of the embedded model in two steps."""
+    from PySide6.QtCore import QTimer
+
+    from mlxldm.job import Job
+
+    window.queue.saved.connect(lambda picture, job: app.exit(0 if Path(picture.path).exists() else 1))
+    window.queue.notice.connect(lambda notice: notice and (print(notice.text, file=sys.stderr), app.exit(1)))
+    QTimer.singleShot(120_000, lambda: app.exit(1))
+    window.queue.add(Job(prompt="a red lighthouse by the sea at dusk", steps=2, seed=1))
+    code = app.exec()
+    window.close()
+    return code
 
 
 if __name__ == "__main__":

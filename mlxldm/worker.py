@@ -594,3 +594,7 @@ def _models(scan: bool = False) -> list[dict[str, Any]]:
 
         rows += store.scan(look)
     return rows
+
+
+if __name__ == "__main__":  # how a bundle, whose program is not Python, starts it
+    sys.exit(run())

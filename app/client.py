@@ -1,0 +1,354 @@
+"""The worker's process: started, spoken with as docs/worker.md says, watched, and started again when it dies.
+
+Every job that was handed to it ends once here, whatever happens over there: with the worker's own word, or with ours when
+the process is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from PySide6.QtCore import QCoreApplication, QObject, QProcess, QProcessEnvironment, QTimer, Signal
+
+Message = dict[str, Any]
+Answer = Callable[[Message, bytes], None]
+
+PROTOCOL = 1
+LINE = 64 << 10  # bytes of a message's line, the most
+PAYLOAD = 1 << 30  # bytes after it, the most
+ENDS = ("done", "cancelled", "error")
+KEPT = 200  # lines of stderr
+
+BEAT = 5.0  # seconds between two pings, while nothing runs
+PATIENCE = 15.0  # seconds without an answer to them
+SLOW = 60.0  # seconds without a word while something runs, or ten of its usual steps if those are longer
+CRASHES, WITHIN = 3, 120.0  # so many crashes in so many seconds, and it stays down
+
+
+def worker_command(module: str = "mlxldm.worker") -> tuple[str, list[str], dict[str, str]]:
+    """Program, arguments and environment of a worker: from a checkout or pip, in a Briefcase bundle, or PyInstaller's.
+
+    A frozen app's `sys.executable` is the app itself: asked for a module it would open a second window.
+    """
+    if getattr(sys, "frozen", False):
+        return QCoreApplication.applicationFilePath(), ["--worker"], {}
+    if os.environ.get("BRIEFCASE_MAIN_MODULE") or _in_a_bundle():
+        return QCoreApplication.applicationFilePath(), ["--worker"], {"BRIEFCASE_MAIN_MODULE": module}
+    return sys.executable, ["-m", "mlxldm.cli", "worker"], {}
+
+
+def _in_a_bundle() -> bool:
+    """Whether a Briefcase stub runs us: there, the program is not Python, and packages lie in `app_packages`."""
+    return any(path.rstrip("/\\").endswith("app_packages") for path in sys.path)
+
+
+class Broken(Exception):
+    """What came is no message, and nobody knows where the next one begins."""
+
+
+class Frames:
+    """Bytes in pieces of any size in; messages with their payloads out.
+
+    Before the first message, lines that are none are let through as `noise` (ssh and shells greet); after it they are
+    `Broken`.
+    """
+
+    def __init__(self) -> None:
+        self.noise: list[str] = []
+        self._bytes = bytearray()
+        self._searched = 0
+        self._message: Message | None = None  # whose payload is still to come
+        self._begun = False
+
+    def feed(self, data: bytes) -> list[tuple[Message, bytes]]:
+        """The messages that are whole with these bytes."""
+        self._bytes += data
+        whole = []
+        while True:
+            if self._message is None:
+                end = self._bytes.find(b"\n", self._searched)
+                if max(end, len(self._bytes) - 1 if end < 0 else 0) >= LINE:
+                    raise Broken(f"a line of more than {LINE >> 10} KiB")
+                if end < 0:
+                    self._searched = len(self._bytes)
+                    return whole
+                line = bytes(self._bytes[:end])
+                del self._bytes[: end + 1]
+                self._searched = 0
+                self._message = self._parsed(line)
+            else:
+                count = self._message.get("bytes", 0)
+                if len(self._bytes) < count:
+                    return whole
+                whole.append((self._message, bytes(self._bytes[:count])))
+                del self._bytes[:count]
+                self._message = None
+
+    def _parsed(self, line: bytes) -> Message | None:
+        try:
+            message = json.loads(line)
+            if not isinstance(message, dict) or not isinstance(message.get("ev"), str):
+                raise ValueError("no ev")
+            count = message.get("bytes", 0)
+            if type(count) is not int or not 0 <= count <= PAYLOAD:
+                raise ValueError(f"bytes: {count!r}")
+        except (ValueError, RecursionError) as error:
+            text = line[:200].decode("utf-8", "replace")
+            if self._begun:
+                raise Broken(f"{text!r} ({error})") from None
+            self.noise.append(text)
+            return None
+        self._begun = True
+        return message
+
+
+@dataclass(frozen=True)
+class Crash:
+    """How a worker went without being asked to."""
+
+    text: str  # the end of a sentence: "it used up the memory"
+    details: str
+    kind: str  # "memory", "crash", "protocol", "start" or "refused"
+
+
+class Client(QObject):
+    """One worker. `start()` it; it says `ready`, then `event` for whatever jobs say, and `ended` once for each job."""
+
+    ready = Signal(object)  # the ready message
+    event = Signal(object, object)  # a job's message that is no end, and its payload
+    ended = Signal(str, object)  # a job's id and its end: done, cancelled or error; kind "crash" if the worker went
+    crashed = Signal(object)  # a Crash; another worker is on its way
+    down = Signal(object)  # a Crash; no other comes until `start()`
+    quiet = Signal(bool)  # it does not answer (True); it does again (False)
+
+    def __init__(self, command: tuple[str, list[str], dict[str, str]] | None = None, parent: QObject | None = None):
+        super().__init__(parent)
+        self.greeting: Message | None = None  # what `ready` said, while it runs
+        self.log: deque[str] = deque(maxlen=KEPT)
+        self._command = command or worker_command()
+        self._process: QProcess | None = None
+        self._frames = Frames()
+        self._running: dict[str, str] = {}  # jobs that have not ended, by what they are
+        self._answers: dict[str, tuple[str, Answer]] = {}  # questions that wait, with their keys
+        self._crashes: deque[float] = deque(maxlen=CRASHES)
+        self._count = 0
+        self._refused: str | None = None  # why there is no backend
+        self._forced = self._leaving = self._is_quiet = False
+        self._broken: str | None = None
+        self._heard = time.monotonic()
+        self._slowest = 0.0  # seconds of a usual step
+        self._beat = QTimer(self, interval=int(BEAT * 1000))
+        self._beat.timeout.connect(self._check)
+
+    # Its life.
+
+    @property
+    def pid(self) -> int:
+        """The process, or 0."""
+        return self._process.processId() if self._process else 0
+
+    def start(self) -> None:
+        """Start a worker, if there is none."""
+        if self._process is not None:
+            return
+        program, arguments, environment = self._command
+        process = QProcess(self)
+        surroundings = QProcessEnvironment.systemEnvironment()
+        for key, value in {"TOKENIZERS_PARALLELISM": "false", **environment}.items():
+            surroundings.insert(key, value)
+        process.setProcessEnvironment(surroundings)
+        process.readyReadStandardOutput.connect(self._read)
+        process.readyReadStandardError.connect(self._read_log)
+        process.finished.connect(self._finished)
+        process.errorOccurred.connect(self._failed)
+        self._process, self._frames, self._broken, self._refused = process, Frames(), None, None
+        self._forced = self._leaving = False
+        self._heard = time.monotonic()
+        process.start(program, arguments)
+        self._beat.start()
+
+    def kill(self) -> None:
+        """End it now; running jobs end as cancelled, and another worker starts."""
+        if self._process is not None:
+            self._forced = True
+            self._process.kill()
+
+    def close(self, wait: float = 3.0) -> None:
+        """End it for good: politely, and after `wait` seconds not."""
+        self._leaving = True
+        self._beat.stop()
+        process = self._process
+        if process is not None and process.state() != QProcess.ProcessState.NotRunning:
+            process.closeWriteChannel()
+            if not process.waitForFinished(int(wait * 1000)):
+                process.kill()
+                process.waitForFinished(2000)
+
+    # To it.
+
+    def generate(self, name: str, job: dict[str, Any], files: dict[str, bytes] | None = None) -> None:
+        """Hand a job over, with its pictures."""
+        files = files or {}
+        sizes = {key: len(data) for key, data in files.items()}
+        self._running[name] = "generate"
+        self._send("generate", b"".join(files.values()), id=name, job=job, files=sizes)
+
+    def cancel(self, name: str) -> None:
+        """Ask a job to stop; it ends as cancelled, or as it would have if it is quicker."""
+        self._send("cancel", id=name)
+
+    def ask(self, op: str, then: Answer, key: str | None = None, **fields: Any) -> None:
+        """Ask a question. Its answer, or its error, goes to `then`; of several with one `key`, the newest's only."""
+        if self.greeting is None:
+            return
+        if key is not None:
+            self._answers = {name: one for name, one in self._answers.items() if one[0] != key}
+        self._count += 1
+        name = f"?{self._count}"
+        self._answers[name] = key or name, then
+        self._send(op, id=name, **fields)
+
+    def say(self, op: str, **fields: Any) -> None:
+        """Tell it something that has no answer: hello, unload."""
+        self._send(op, **fields)
+
+    def _send(self, op: str, payload: bytes = b"", **fields: Any) -> None:
+        if self._process is None:
+            return
+        message = {"op": op, **fields, **({"bytes": len(payload)} if payload else {})}
+        self._process.write(json.dumps(message).encode() + b"\n" + payload)
+
+    # From it.
+
+    def _read(self) -> None:
+        if self._process is None or self._broken is not None:
+            return
+        try:
+            messages = self._frames.feed(self._process.readAllStandardOutput().data())
+        except Broken as error:
+            self._broken = str(error)
+            self._process.kill()
+            return
+        for line in self._frames.noise:
+            self.log.append(line)
+        self._frames.noise.clear()
+        if messages:
+            self._heard = time.monotonic()
+            if self._is_quiet:
+                self._is_quiet = False
+                self.quiet.emit(False)
+        last_preview = max((i for i, (one, _) in enumerate(messages) if one["ev"] == "preview"), default=-1)
+        for i, (message, payload) in enumerate(messages):
+            if message["ev"] != "preview" or i == last_preview:  # an older one was never seen
+                self._take(message, payload)
+
+    def _take(self, message: Message, payload: bytes) -> None:
+        event, name = message["ev"], message.get("id")
+        if event == "ready":
+            if message.get("protocol") != PROTOCOL:
+                self._refused = f"This worker speaks version {message.get('protocol')!r}, and this app {PROTOCOL}."
+                if self._process is not None:
+                    self._process.closeWriteChannel()
+                return
+            self.greeting = message
+            self.ready.emit(message)
+        elif isinstance(name, str) and name in self._answers:
+            if event != "log":
+                self._answers.pop(name)[1](message, payload)
+        elif isinstance(name, str) and name in self._running:
+            if event in ENDS:
+                del self._running[name]
+                self.ended.emit(name, message)
+                return
+            if event == "step" and isinstance(message.get("seconds"), int | float):
+                self._slowest = max(self._slowest * 0.9, message["seconds"])
+            self.event.emit(message, payload)
+        elif event == "error" and name is None and self.greeting is None:
+            self._refused = str(message.get("message") or "no reason was given")
+        elif event in ("log", "error"):
+            self.log.append(str(message.get("message")))
+
+    def _read_log(self) -> None:
+        if self._process is not None:
+            text = self._process.readAllStandardError().data().decode("utf-8", "replace")
+            self.log.extend(line[:2000] for line in text.splitlines())
+
+    def _check(self) -> None:
+        """Ping it while nothing runs; say so when it is silent for too long. It is never killed for that."""
+        if self.greeting is None:
+            return
+        silent = time.monotonic() - self._heard
+        if not self._running:
+            self._send("ping", id="beat")
+        if not self._is_quiet and silent > (max(SLOW, 10 * self._slowest) if self._running else PATIENCE):
+            self._is_quiet = True
+            self.quiet.emit(True)
+
+    # Its end.
+
+    def _failed(self, error: QProcess.ProcessError) -> None:
+        if error == QProcess.ProcessError.FailedToStart and self._process is not None:
+            program = self._command[0]
+            self._gone(Crash(f"it could not be started: {self._process.errorString()}", program, "start"), stay=True)
+
+    def _finished(self, code: int, status: QProcess.ExitStatus) -> None:
+        if self._process is None:
+            return
+        self._read()
+        self._read_log()
+        details = "\n".join(self.log)
+        if self._refused is not None:
+            self._gone(Crash(self._refused, details, "refused"), stay=True)
+            return
+        if self._broken is not None:
+            text, kind = "it said something that makes no sense", "protocol"
+            details = f"{self._broken}\n{details}"
+        elif status == QProcess.ExitStatus.CrashExit and code == 9 and not self._forced:
+            text, kind = "the system ended it, most likely because it used up the memory", "memory"
+        elif status == QProcess.ExitStatus.CrashExit:
+            text, kind = f"it crashed ({_signal(code)})", "crash"
+        else:
+            text, kind = f"it left with exit code {code}", "crash"
+        self._gone(Crash(text, details, kind))
+
+    def _gone(self, crash: Crash, stay: bool = False) -> None:
+        process, forced = self._process, self._forced
+        self._process = self.greeting = None
+        self._beat.stop()
+        if process is not None:
+            process.deleteLater()
+        if self._is_quiet:
+            self._is_quiet = False
+            self.quiet.emit(False)
+        self._answers.clear()
+        unfinished, self._running = list(self._running), {}
+        if not (self._leaving or forced):
+            self._crashes.append(time.monotonic())
+            stay = stay or (len(self._crashes) == CRASHES and self._crashes[-1] - self._crashes[0] < WITHIN)
+        for name in unfinished:
+            lost = {"ev": "error", "id": name, "kind": "crash", "message": crash.text, "details": crash.details}
+            self.ended.emit(name, {"ev": "cancelled", "id": name} if forced else lost)
+        if self._leaving:
+            return
+        if stay:
+            self._crashes.clear()
+            self.down.emit(crash)
+        else:
+            if not forced:
+                self.crashed.emit(crash)
+            self.start()
+
+
+def _signal(code: int) -> str:
+    try:
+        return signal.Signals(code).name
+    except ValueError:
+        return f"code {code}"

@@ -1,0 +1,215 @@
+"""What must not be lost: the queue, and an index of the pictures. One SQLite file.
+
+The pictures themselves are the truth about pictures; their index is a cache, which `pictures.Rescan` makes again from
+the files. Rows whose file is gone are hidden and not deleted: a disk may come back, and with it what was a favourite.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlxldm.job import Job
+
+VERSION = 1
+
+SCHEMA = """
+CREATE TABLE job (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, pos REAL NOT NULL, state TEXT NOT NULL, params TEXT NOT NULL,
+    count INTEGER NOT NULL, done INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL, error TEXT,
+    crashes INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE image (
+    id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE, mtime REAL NOT NULL, size INTEGER NOT NULL, w INTEGER NOT NULL,
+    h INTEGER NOT NULL, prompt TEXT NOT NULL, seed INTEGER, model TEXT, params TEXT NOT NULL,
+    fav INTEGER NOT NULL DEFAULT 0, missing INTEGER NOT NULL DEFAULT 0);
+CREATE INDEX image_newest ON image (mtime DESC) WHERE missing = 0;
+CREATE VIRTUAL TABLE words USING fts5(prompt, content='image', content_rowid='id', tokenize='unicode61 remove_diacritics 2');
+CREATE TRIGGER image_added AFTER INSERT ON image BEGIN
+    INSERT INTO words(rowid, prompt) VALUES (new.id, new.prompt); END;
+CREATE TRIGGER image_gone AFTER DELETE ON image BEGIN
+    INSERT INTO words(words, rowid, prompt) VALUES ('delete', old.id, old.prompt); END;
+CREATE TRIGGER image_changed AFTER UPDATE OF prompt ON image BEGIN
+    INSERT INTO words(words, rowid, prompt) VALUES ('delete', old.id, old.prompt);
+    INSERT INTO words(rowid, prompt) VALUES (new.id, new.prompt); END;
+"""
+
+
+@dataclass
+class Entry:
+    """A job in the queue. `done` of its `job.count` pictures are made; the next has seed `job.seed + done`."""
+
+    id: int
+    pos: float
+    state: str  # waiting, running, paused, aside, failed or cancelled
+    job: Job
+    done: int
+    created: float
+    error: str | None
+    crashes: int
+
+    @property
+    def rest(self) -> Job:
+        """The job without the pictures that are made."""
+        seed = None if self.job.seed is None else (self.job.seed + self.done) % 2**32
+        return self.job.replace(count=self.job.count - self.done, seed=seed)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture in the gallery."""
+
+    id: int
+    path: str
+    mtime: float  # seconds since 1970
+    width: int
+    height: int
+    favourite: bool
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a picture's file says."""
+
+    path: str
+    mtime: float
+    size: int
+    width: int
+    height: int
+    record: dict[str, Any]  # {"job": ..., "made_by": ...}, or empty
+
+
+class History:
+    """The database at `path`, for one thread. A damaged one is put aside under another name, which `damaged` says."""
+
+    def __init__(self, path: Path | str):
+        self.path, self.damaged = str(path), None
+        try:
+            self._db = self._opened()
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
+                raise
+            aside = f"{self.path}.damaged-{int(time.time())}"
+            Path(self.path).rename(aside)
+            for more in ("-wal", "-shm"):
+                Path(self.path + more).unlink(missing_ok=True)
+            self.damaged: str | None = aside
+            self._db = self._opened()
+
+    def _opened(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self.path, timeout=10, isolation_level=None)
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")  # a job that was taken is on the disk
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0:
+                db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+            elif version != VERSION:
+                raise sqlite3.DatabaseError(f"version {version}")
+        except sqlite3.DatabaseError:
+            db.close()
+            raise
+        return db
+
+    def close(self) -> None:
+        """Nothing more from here."""
+        self._db.close()
+
+    # The queue.
+
+    def jobs(self) -> list[Entry]:
+        """All of them, in their order."""
+        rows = self._db.execute("SELECT id, pos, state, params, done, created, error, crashes FROM job ORDER BY pos")
+        entries = []
+        for number, pos, state, params, done, created, error, crashes in rows:
+            with contextlib.suppress(Exception):  # of a version that had other fields: not ours to run
+                entries.append(Entry(number, pos, state, Job.from_json(params), done, created, error, crashes))
+        return entries
+
+    def add_job(self, job: Job, pos: float) -> Entry:
+        """A job, on the disk when this returns."""
+        params, now = json.dumps(job.to_json()), time.time()
+        cursor = self._db.execute(
+            "INSERT INTO job (pos, state, params, count, created) VALUES (?, 'waiting', ?, ?, ?)",
+            (pos, params, job.count, now),
+        )
+        assert cursor.lastrowid is not None
+        return Entry(cursor.lastrowid, pos, "waiting", job, 0, now, None, 0)
+
+    def keep_job(self, entry: Entry) -> None:
+        """What has changed of a job."""
+        self._db.execute(
+            "UPDATE job SET pos = ?, state = ?, done = ?, error = ?, crashes = ? WHERE id = ?",
+            (entry.pos, entry.state, entry.done, entry.error, entry.crashes, entry.id),
+        )
+
+    def drop_jobs(self, numbers: Iterable[int]) -> None:
+        """Forget jobs."""
+        self._db.executemany("DELETE FROM job WHERE id = ?", [(number,) for number in numbers])
+
+    # The pictures.
+
+    def pictures(self) -> list[Picture]:
+        """All that are there, newest first."""
+        rows = self._db.execute("SELECT id, path, mtime, w, h, fav FROM image WHERE missing = 0 ORDER BY mtime DESC, id DESC")
+        return [Picture(*row[:5], bool(row[5])) for row in rows]
+
+    def search(self, text: str) -> set[int] | None:
+        """The pictures whose prompt has words that begin like these; None where there is nothing to look for."""
+        words = ["".join(c if c.isalnum() else " " for c in word) for word in text.split()]
+        terms = [f'"{part}"*' for word in words for part in word.split()]
+        if not terms:
+            return None
+        return {row[0] for row in self._db.execute("SELECT rowid FROM words WHERE words MATCH ?", (" ".join(terms),))}
+
+    def record(self, number: int) -> dict[str, Any]:
+        """What a picture's file says of how it was made."""
+        row = self._db.execute("SELECT params FROM image WHERE id = ?", (number,)).fetchone()
+        return json.loads(row[0]) if row else {}
+
+    def known(self) -> dict[str, tuple[float, int, bool]]:
+        """Time, size and missing of every file in the index."""
+        return {path: (mtime, size, bool(missing))
+                for path, mtime, size, missing in self._db.execute("SELECT path, mtime, size, missing FROM image")}  # fmt: skip
+
+    def add_pictures(self, found: Iterable[Found]) -> list[Picture]:
+        """Put files into the index, or what has changed of them."""
+        pictures = []
+        with self._db:
+            self._db.execute("BEGIN")
+            for one in found:
+                job = one.record.get("job")
+                job = job if isinstance(job, dict) else {}
+                prompt, seed, model = job.get("prompt"), job.get("seed"), job.get("model")
+                number, favourite = self._db.execute(
+                    """INSERT INTO image (path, mtime, size, w, h, prompt, seed, model, params)
+                    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+                    ON CONFLICT (path) DO UPDATE SET mtime = excluded.mtime, size = excluded.size, w = excluded.w,
+                    h = excluded.h, prompt = excluded.prompt, seed = excluded.seed, model = excluded.model,
+                    params = excluded.params, missing = 0 RETURNING id, fav""",
+                    (one.path, one.mtime, one.size, one.width, one.height, prompt if isinstance(prompt, str) else "",
+                     seed if type(seed) is int and abs(seed) < 2**63 else None, model if isinstance(model, str) else None,
+                     json.dumps(one.record)),
+                ).fetchone()  # fmt: skip
+                pictures.append(Picture(number, one.path, one.mtime, one.width, one.height, bool(favourite)))
+        return pictures
+
+    def missing(self, paths: Iterable[str], gone: bool = True) -> None:
+        """Files that are not there now, or are again."""
+        with self._db:
+            self._db.execute("BEGIN")
+            self._db.executemany("UPDATE image SET missing = ? WHERE path = ?", [(gone, path) for path in paths])
+
+    def favour(self, numbers: Iterable[int], favourite: bool) -> None:
+        """A heart, or none. It lives here only: a person's file is never written again."""
+        self._db.executemany("UPDATE image SET fav = ? WHERE id = ?", [(favourite, number) for number in numbers])
+
+    def last_prompts(self, count: int = 20) -> list[str]:
+        """The newest prompts, each once."""
+        rows = self._db.execute("SELECT prompt FROM image WHERE prompt != '' ORDER BY mtime DESC LIMIT 500")
+        return list(dict.fromkeys(row[0] for row in rows))[:count]

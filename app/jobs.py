@@ -1,0 +1,506 @@
+"""The queue, and whose turn it is. One `State` says what the whole window shows.
+
+A job is in the database before it runs and its pictures are on the disk before they count as done; so whatever dies, what
+is lost is at most the picture that was being made. Nothing starts by itself when the app does.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from PySide6.QtCore import QAbstractListModel, QByteArray, QModelIndex, QObject, QPersistentModelIndex, Qt, QTimer, Signal
+from PySide6.QtGui import QImage
+
+from mlxldm.job import Job
+
+from . import errors, pictures
+from .client import Client, Crash
+from .errors import Notice
+from .history import Entry, Found, History
+
+FORCE_AFTER = 3.0  # seconds of stopping, after which "Force stop" is offered
+MOST = 64  # pictures of one job
+Index = QModelIndex | QPersistentModelIndex
+
+
+class State(Enum):
+    """What the window shows. Models that download and lines that broke join these when the app can do both."""
+
+    STARTING = "starting"  # no worker yet
+    DOWN = "down"  # no worker, and none comes by itself
+    IDLE = "idle"
+    LOADING = "loading"  # a model is being read
+    GENERATING = "generating"
+    STOPPING = "stopping"
+    ERROR = "error"  # idle, and the last job ended badly
+    CRASHED = "crashed"  # idle, and the worker had to be started again
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job runs."""
+        return self in (State.LOADING, State.GENERATING, State.STOPPING)
+
+
+class Progress:
+    """Where the running job is, and how long it may still take."""
+
+    def __init__(self, entry: Entry):
+        self.before, self.count = entry.done, entry.job.count
+        self.index = self.step = self.of = 0
+        self._began: float | None = None
+        self._steps = 0
+        self._rest = 0.0  # seconds of a picture beside its steps
+        self._sampled = 0.0
+        self._last = 0.0
+
+    def stepped(self, index: int, step: int, of: int, seconds: float) -> None:
+        """A step was done."""
+        self.index, self.step, self.of = index, step, of
+        self._steps += 1
+        self._sampled += seconds
+        self._last = time.monotonic()
+
+    def finished(self, seconds: float) -> None:
+        """A picture was."""
+        self._rest = max(0.0, seconds - self.of * self._sampled / max(1, self._steps))
+
+    @property
+    def fraction(self) -> float:
+        """Of the whole job, 0 to 1."""
+        if not self.of:
+            return self.before / self.count
+        return min(1.0, (self.before + self.index + self.step / self.of) / self.count)
+
+    @property
+    def left(self) -> float | None:
+        """Seconds, once two steps are known."""
+        if self._steps < 2:
+            return None
+        pictures_left = self.count - self.before - self.index - 1
+        steps = self.of - self.step + pictures_left * self.of
+        spent = time.monotonic() - self._last
+        return max(0.0, steps * self._sampled / self._steps + (pictures_left + 1) * self._rest - spent)
+
+    def text(self, stopping: bool = False) -> str:
+        """The line under the picture."""
+        if stopping:
+            return "Stopping after this step…"
+        parts = []
+        if self.count > 1:
+            parts.append(f"Picture {min(self.before + self.index + 1, self.count)} of {self.count}")
+        if self.of:
+            parts.append(f"step {self.step} of {self.of}" if parts else f"Step {self.step} of {self.of}")
+        if self.left is not None:
+            parts.append(f"{duration(self.left)} left")
+        return " · ".join(parts) or "Starting…"
+
+
+class Queue(QAbstractListModel):
+    """What runs, waits, or did not work, in this order; and who hands one after another to the worker."""
+
+    changed = Signal()  # the state, or what the queue holds
+    notice = Signal(object)  # a Notice for the bar; None takes it away
+    preview = Signal(object)  # a QImage of what the running picture may become
+    progressed = Signal(object)  # a Progress
+    saved = Signal(object, object)  # a Picture of the index, and its Job
+    announced = Signal(str)  # for screen readers
+
+    ENTRY = Qt.ItemDataRole.UserRole
+
+    def __init__(self, history: History, client: Client, folder: Any, inputs: Path, parent: QObject | None = None):
+        """`folder()`: where pictures go. `inputs`: where the pictures that jobs start from are kept."""
+        super().__init__(parent)
+        self.state = State.STARTING
+        self.held = False  # whether nothing more starts
+        self.progress: Progress | None = None
+        self.may_force = False
+        self.inputs = inputs
+        self._history, self._client, self._folder = history, client, folder
+        self._unsaved: list[tuple[bytes, Job]] = []
+        self._silent = False
+        self._entries = history.jobs()
+        self._running: Entry | None = None
+        self._last: Entry | None = None  # of the last end, for what the bar offers
+        for entry in self._entries:
+            if entry.state == "running":
+                self._set(entry, state="paused")
+        self._force_timer = QTimer(self, singleShot=True, interval=int(FORCE_AFTER * 1000))
+        self._force_timer.timeout.connect(self._offer_force)
+        client.ready.connect(self._ready)
+        client.event.connect(self._event)
+        client.ended.connect(self._ended)
+        client.crashed.connect(self._crashed)
+        client.down.connect(self._down)
+        client.quiet.connect(self._quiet)
+        self._sort()
+
+    def greet(self) -> None:
+        """Ask what to do with what was waiting, if anything was. Once, when the window is there."""
+        waiting = self.waiting
+        if waiting:
+            self.held = True
+            self.notice.emit(errors.of_waiting(sum(entry.job.count - entry.done for entry in waiting)))
+            self.changed.emit()
+
+    # What there is.
+
+    @property
+    def running(self) -> Entry | None:
+        """The job that runs."""
+        return self._running
+
+    @property
+    def waiting(self) -> list[Entry]:
+        """What will run, or would if somebody resumed it."""
+        return [entry for entry in self._entries if entry.state in ("waiting", "paused")]
+
+    @property
+    def ended_badly(self) -> list[Entry]:
+        """What will not run by itself."""
+        return [entry for entry in self._entries if entry.state in ("aside", "failed", "cancelled")]
+
+    def entry(self, number: int) -> Entry | None:
+        """The job of that number."""
+        return next((entry for entry in self._entries if entry.id == number), None)
+
+    # What a person does with it.
+
+    def add(self, job: Job, front: bool = False) -> Entry:
+        """Put a job at the end, or before all that wait. Its seed is drawn now, so that it is the same after a crash."""
+        if job.seed is None:
+            job = job.replace(seed=random.randrange(2**32))
+        positions = [entry.pos for entry in self.waiting]
+        pos = min(positions) - 1 if front and positions else max((e.pos for e in self._entries), default=0.0) + 1
+        entry = self._history.add_job(job, pos)
+        self._entries.append(entry)
+        self._sort()
+        self._next()
+        return entry
+
+    def pause(self) -> None:
+        """Let nothing more start; what runs is finished."""
+        self.held = True
+        self.changed.emit()
+
+    def resume(self) -> None:
+        """Go on."""
+        self.held = False
+        for entry in self._entries:
+            if entry.state == "paused":
+                self._set(entry, state="waiting")
+        self._sort()
+        self._next()
+
+    def again(self, number: int) -> None:
+        """Let a job that is paused, set aside or ended badly wait for its turn, as the next."""
+        entry = self.entry(number)
+        if entry is not None and entry is not self._running:
+            first = min((e.pos for e in self.waiting), default=entry.pos)
+            self._set(entry, state="waiting", error=None, pos=min(entry.pos, first - 1))
+            self._sort()
+            self._next()
+
+    def stop(self) -> None:
+        """Stop what runs, after the step it is in."""
+        if self._running is not None and self.state is not State.STOPPING:
+            self._client.cancel(str(self._running.id))
+            self._force_timer.start()
+            self._become(State.STOPPING)
+
+    def force_stop(self) -> None:
+        """End the worker; another one comes."""
+        self._client.kill()
+
+    def clear_waiting(self) -> None:
+        """Forget all that waits. What runs is left alone."""
+        self._drop(self.waiting)
+
+    def clear_ended(self) -> None:
+        """Forget what ended badly."""
+        self._drop(self.ended_badly)
+
+    def remove(self, number: int) -> None:
+        """Forget one, or stop it if it runs."""
+        entry = self.entry(number)
+        if entry is self._running and entry is not None:
+            self.stop()
+        elif entry is not None:
+            self._drop([entry])
+
+    def move(self, number: int, by: int) -> None:
+        """One that waits further to the front (-1) or to the back (1)."""
+        waiting = self.waiting
+        entry = self.entry(number)
+        if entry not in waiting:
+            return
+        at = waiting.index(entry)
+        to = min(max(at + by, 0), len(waiting) - 1)
+        if to == at:
+            return
+        waiting.insert(to, waiting.pop(at))
+        for one, pos in zip(waiting, sorted(e.pos for e in waiting), strict=True):
+            self._set(one, pos=pos)
+        self._sort()
+
+    def smaller(self, number: int) -> None:
+        """The same job on three quarters of its sides, as the next."""
+        entry = self.entry(number)
+        if entry is None:
+            return
+        job = entry.rest
+        sides = [max(64, int((side or 512) * 0.75) // 64 * 64) for side in (job.width, job.height)]
+        self._drop([entry])
+        self.add(job.replace(width=sides[0], height=sides[1]), front=True)
+
+    def save_again(self) -> None:
+        """Write what could not be written."""
+        waiting, self._unsaved = self._unsaved, []
+        for png, job in waiting:
+            self._save(png, job)
+        if not self._unsaved:
+            self.notice.emit(None)
+            if self._running is None:
+                self._next()
+
+    @property
+    def unsaved(self) -> int:
+        """Pictures that are made and could not be written."""
+        return len(self._unsaved)
+
+    @property
+    def last(self) -> Entry | None:
+        """The job that the bar speaks of."""
+        return self._last if self._last in self._entries else None
+
+    # Whose turn it is.
+
+    def _next(self) -> None:
+        if self._running is None and not self.held and self._client.greeting is not None and not self._unsaved:
+            entry = next((entry for entry in self._entries if entry.state == "waiting"), None)
+            if entry is not None:
+                self._run(entry)
+                return
+        self.changed.emit()
+
+    def _run(self, entry: Entry) -> None:
+        job, files = entry.rest, {}
+        try:
+            for key in pictures.INPUTS:
+                path = getattr(job, key)
+                if path is not None:
+                    files[key] = Path(path).read_bytes()
+                    job = job.replace(**{key: Path(path).name})
+        except OSError as error:
+            self._set(entry, state="failed", error=f"Its {key} is not there any more: {error.strerror}.")
+            self._last = entry
+            self.notice.emit(Notice(f"{title(entry.job)}: {entry.error}"))
+            self._sort()
+            self._next()
+            return
+        self._running, self.progress = entry, Progress(entry)
+        self._set(entry, state="running")
+        self._sort()
+        self._client.generate(str(entry.id), job.to_json(), files)
+        self._become(State.GENERATING)
+        self.progressed.emit(self.progress)
+
+    def _become(self, state: State) -> None:
+        self.may_force = self.may_force and state is State.STOPPING
+        if state is not State.STOPPING:
+            self._force_timer.stop()
+        self.state = state
+        self.changed.emit()
+
+    # What the worker says.
+
+    def _ready(self, message: dict[str, Any]) -> None:
+        if self.state in (State.STARTING, State.DOWN):
+            if self.state is State.DOWN:
+                self.notice.emit(None)
+            self.state = State.IDLE
+        self._next()
+
+    def _event(self, message: dict[str, Any], payload: bytes) -> None:
+        if self._running is None or message.get("id") != str(self._running.id) or self.progress is None:
+            return
+        event = message["ev"]
+        if event == "loading":
+            self._loading = str(message.get("model") or "the model")
+            if self.state is State.GENERATING:
+                self._become(State.LOADING)
+        elif event == "step":
+            if self.state is State.LOADING:
+                self._become(State.GENERATING)
+            self.progress.stepped(*(int(message.get(key) or 0) for key in ("index", "step", "of")),
+                                  float(message.get("seconds") or 0))  # fmt: skip
+            self.progressed.emit(self.progress)
+        elif event == "preview":
+            image = decoded(message, payload)
+            if image is not None:
+                self.preview.emit(image)
+        elif event == "picture":
+            self.progress.finished(float(message.get("seconds") or 0))
+            self._picture(message, payload)
+
+    def _picture(self, message: dict[str, Any], payload: bytes) -> None:
+        assert self._running is not None
+        try:
+            job = Job.from_json(message.get("job") or {})
+        except Exception:  # a newer worker's job has fields that ours has not; the file has them all the same
+            job = self._running.rest
+        self._save(payload, job)
+        self._set(self._running, done=self._running.done + 1)
+        self._refresh(self._running)
+
+    def _save(self, png: bytes, job: Job) -> None:
+        folder = self._folder()
+        try:
+            path = pictures.save(folder, png, job.prompt)
+        except OSError as error:
+            self._unsaved.append((png, job))
+            self.notice.emit(errors.of_saving(error.strerror or str(error), str(folder)))
+            return
+        found = pictures.read(path) or Found(str(path), time.time(), len(png), job.width or 1, job.height or 1, {})
+        (picture,) = self._history.add_pictures([found])
+        self.saved.emit(picture, job)
+
+    def _ended(self, name: str, end: dict[str, Any]) -> None:
+        entry = self._running
+        if entry is None or name != str(entry.id):
+            return
+        self._running, self.progress = None, None
+        self._last = entry
+        state, what = State.IDLE, end["ev"]
+        if what == "done":
+            self._drop([entry])
+            self.announced.emit(f"{title(entry.job)} is finished.")
+            if not self._unsaved:
+                self.notice.emit(None)
+        elif what == "cancelled":
+            self._set(entry, state="cancelled", error=None)
+        elif end.get("kind") == "crash":
+            state = State.CRASHED
+            entry.crashes += 1
+            self._set(entry, state="aside" if entry.crashes >= 2 else "paused", error=str(end.get("message")))
+        else:
+            state = State.ERROR
+            notice = errors.of_job(title(entry.job), end)
+            self._set(entry, state="failed", error=notice.text)
+            self.notice.emit(notice)
+        self._trim()
+        self._sort()
+        self._become(state)
+        self._next()
+
+    def _crashed(self, crash: Crash) -> None:
+        entry = self._last if self.state is State.CRASHED and self._last in self._entries else None
+        self.notice.emit(errors.of_crash(title(entry.job) if entry else None, crash.text, crash.details, crash.kind,
+                                         entry is not None and entry.state == "aside"))  # fmt: skip
+        if entry is None:
+            self._become(State.STARTING)
+
+    def _down(self, crash: Crash) -> None:
+        self.notice.emit(errors.of_down(crash.text, crash.details, crash.kind))
+        self._become(State.DOWN)
+
+    def _quiet(self, silent: bool) -> None:
+        if silent or self._silent:
+            self.notice.emit(errors.of_silence() if silent else None)
+        self._silent = silent
+
+    def _offer_force(self) -> None:
+        if self.state is State.STOPPING:
+            self.may_force = True
+            self.changed.emit()
+
+    @property
+    def loading(self) -> str:
+        """The model that is being read."""
+        return getattr(self, "_loading", "the model")
+
+    # The list.
+
+    def _set(self, entry: Entry, **changes: Any) -> None:
+        for key, value in changes.items():
+            setattr(entry, key, value)
+        self._history.keep_job(entry)
+
+    def _trim(self, most: int = 20) -> None:
+        """Forget the oldest of what ended badly, or the list grows for ever."""
+        ended = sorted(self.ended_badly, key=lambda entry: entry.id)
+        if len(ended) > most:
+            self._drop(ended[:-most])
+
+    def _drop(self, entries: list[Entry]) -> None:
+        self._history.drop_jobs(entry.id for entry in entries)
+        self.beginResetModel()
+        self._entries = [entry for entry in self._entries if entry not in entries]
+        self.endResetModel()
+        self.changed.emit()
+
+    def _sort(self) -> None:
+        order = {"running": 0, "paused": 1, "waiting": 1}
+        self.beginResetModel()
+        self._entries.sort(key=lambda entry: (order.get(entry.state, 2), entry.pos))
+        self.endResetModel()
+
+    def _refresh(self, entry: Entry) -> None:
+        index = self.index(self._entries.index(entry))
+        self.dataChanged.emit(index, index)
+
+    def rowCount(self, parent: Index = QModelIndex()) -> int:  # noqa: N802, B008
+        """How many there are."""
+        return 0 if parent.isValid() else len(self._entries)
+
+    def data(self, index: Index, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
+        """A job as a line, for people and for screen readers."""
+        entry = self._entries[index.row()]
+        if role == self.ENTRY:
+            return entry
+        if role == Qt.ItemDataRole.DisplayRole:
+            return title(entry.job)
+        if role in (Qt.ItemDataRole.ToolTipRole, Qt.ItemDataRole.AccessibleTextRole):
+            words = {"aside": "set aside", "failed": "did not work"}.get(entry.state, entry.state)
+            text = f"{entry.job.prompt or title(entry.job)}, {entry.done} of {entry.job.count} made, {words}"
+            return f"{text}: {entry.error}" if entry.error else text
+        return None
+
+    def roleNames(self) -> dict[int, QByteArray]:  # noqa: N802
+        """What the roles are called."""
+        return {**super().roleNames(), int(self.ENTRY): QByteArray(b"entry")}
+
+
+def title(job: Job, most: int = 40) -> str:
+    """A job in a few words, quoted where they are the prompt's."""
+    text = " ".join(job.prompt.split())
+    if not text:
+        return "A picture without words"
+    if len(text) > most:
+        text = text[: most + 1].rsplit(" ", 1)[0][:most].rstrip(" ,.;:") + "…"
+    return f"‘{text}’"
+
+
+def decoded(message: dict[str, Any], payload: bytes) -> QImage | None:
+    """A preview as a picture; None if it is not what it says."""
+    if message.get("encoding") == "rgb8":
+        width, height = message.get("width"), message.get("height")
+        if type(width) is int and type(height) is int and 0 < width * height * 3 == len(payload):
+            return QImage(payload, width, height, width * 3, QImage.Format.Format_RGB888).copy()
+        return None
+    image = QImage.fromData(payload)
+    return None if image.isNull() else image
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it."""
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    if seconds < 600:
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

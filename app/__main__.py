@@ -43,9 +43,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _window(files: list[str], smoke: bool) -> int:
+    import tempfile
+
     from PySide6.QtCore import QTimer
     from PySide6.QtWidgets import QApplication
 
+    if smoke:  # not among a person's pictures, and with no queue but its own
+        place = tempfile.TemporaryDirectory(prefix="mlxldm-smoke-", ignore_cleanup_errors=True)
+        os.environ["MLXLDM_HOME"] = place.name
     app = QApplication(sys.argv[:1])
     app.setApplicationName("mlxldm")  # and no organization, or every place would be called twice
     app.setApplicationDisplayName("mlxldm")

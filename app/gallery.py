@@ -211,6 +211,11 @@ class Grid(QAbstractItemView):
 
     def __init__(self, thumbnails: Thumbnails, parent: QWidget | None = None):
         super().__init__(parent)
+        self._columns, self._side = 2, LEAST
+        self._starts: list[int] = []  # the first row of each day ...
+        self._tops: list[int] = []  # ... and where its heading is
+        self._days: list[str] = []
+        self._height = 0
         self.setAccessibleName("Pictures")
         self.setFrameShape(QAbstractItemView.Shape.NoFrame)
         self.setSelectionMode(QAbstractItemView.SelectionMode.ExtendedSelection)
@@ -221,11 +226,6 @@ class Grid(QAbstractItemView):
         self.viewport().setAutoFillBackground(False)
         self.setItemDelegate(Thumb(thumbnails, self))
         thumbnails.arrived.connect(lambda number: self._arrived(number))
-        self._columns, self._side = 2, LEAST
-        self._starts: list[int] = [0]  # the first row of each day ...
-        self._tops: list[int] = [0]  # ... and where its heading is
-        self._days: list[str] = []
-        self._height = 0
 
     # Where things are.
 
@@ -264,6 +264,7 @@ class Grid(QAbstractItemView):
     def _update_bar(self) -> None:
         bar = self.verticalScrollBar()
         bar.setRange(0, max(0, self._height - self.viewport().height()))
+        bar.setEnabled(bar.maximum() > 0)
         bar.setPageStep(self.viewport().height())
         bar.setSingleStep(max(1, self._side // 3))
 
@@ -623,7 +624,7 @@ class Side(QWidget):
         column.setSpacing(0)
         column.addLayout(above)
         inside = QHBoxLayout()
-        inside.setContentsMargins(12, 0, 2, 0)
+        inside.setContentsMargins(9, 0, 2, 0)
         inside.addWidget(self.grid)
         column.addLayout(inside, 1)
         self.lower = QWidget()

@@ -128,6 +128,7 @@ class Queue(QAbstractListModel):
         for entry in self._entries:
             if entry.state == "running":
                 self._set(entry, state="paused")
+        self.held = bool(self.waiting)
         self._force_timer = QTimer(self, singleShot=True, interval=int(FORCE_AFTER * 1000))
         self._force_timer.timeout.connect(self._offer_force)
         client.ready.connect(self._ready)
@@ -139,12 +140,9 @@ class Queue(QAbstractListModel):
         self._sort()
 
     def greet(self) -> None:
-        """Ask what to do with what was waiting, if anything was. Once, when the window is there."""
-        waiting = self.waiting
-        if waiting:
-            self.held = True
-            self.notice.emit(errors.of_waiting(sum(entry.job.count - entry.done for entry in waiting)))
-            self.changed.emit()
+        """Ask what to do with what was waiting, if anything was."""
+        if self.held:
+            self.notice.emit(errors.of_waiting(sum(entry.job.count - entry.done for entry in self.waiting)))
 
     # What there is.
 

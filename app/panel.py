@@ -8,8 +8,8 @@ from typing import Any
 from PySide6.QtCore import QRegularExpression, Qt, QTimer, Signal
 from PySide6.QtGui import QImageReader, QPixmap, QRegularExpressionValidator, QResizeEvent, QUndoCommand, QUndoStack
 from PySide6.QtWidgets import (
-    QFormLayout,
     QFrame,
+    QGridLayout,
     QHBoxLayout,
     QLabel,
     QLineEdit,
@@ -101,12 +101,14 @@ class Panel(QWidget):
         self.count.setRange(1, MOST)
         self.count.setPrefix("× ")
         self.count.setAccessibleName("How many pictures")
-        self.count.setFixedWidth(62)
+        self.count.setFixedWidth(54)
+        self.count.setButtonSymbols(QSpinBox.ButtonSymbols.NoButtons)
         self._custom = QWidget()
         self.width_box, self.height_box = QSpinBox(), QSpinBox()
         for box, name in ((self.width_box, "Width"), (self.height_box, "Height")):
             box.setRange(64, 4096)
             box.setSingleStep(8)
+            box.setButtonSymbols(QSpinBox.ButtonSymbols.NoButtons)
             box.setAccessibleName(f"{name} in pixels")
             box.editingFinished.connect(lambda box=box: box.setValue(max(64, round(box.value() / 8) * 8)))
         self.swap = QToolButton()
@@ -163,24 +165,31 @@ class Panel(QWidget):
         custom.addWidget(self.height_box, 1)
         self._custom.hide()
         self.settings = QWidget()
-        self._form = form = QFormLayout(self.settings)
+        form = QGridLayout(self.settings)
         form.setContentsMargins(0, 0, 0, 0)
         form.setHorizontalSpacing(10)
         form.setVerticalSpacing(8)
-        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-        form.setLabelAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
-        seed = QHBoxLayout()
+        form.setColumnStretch(1, 1)
+        seeding = QWidget()
+        seed = QHBoxLayout(seeding)
+        seed.setContentsMargins(0, 0, 0, 0)
         seed.setSpacing(8)
         seed.addWidget(self.seed, 1)
         seed.addWidget(self.take)
-        for name, field in (("Steps", self.steps), ("Guidance", self.guidance), ("Sampler", self.sampler),
-                            ("Spacing", self.spacing), ("Seed", seed)):  # fmt: skip
-            form.addRow(name, field)
+        labels = {}
+        for at, (name, field) in enumerate((("Steps", self.steps), ("Guidance", self.guidance), ("Sampler", self.sampler),
+                                            ("Spacing", self.spacing), ("Seed", seeding))):  # fmt: skip
+            labels[name] = QLabel(name)
+            form.addWidget(labels[name], at, 0)
+            form.addWidget(field, at, 1)
+        self._guidance_label = labels["Guidance"]
         self._strength_row = QWidget()
         strength = QHBoxLayout(self._strength_row)
         strength.setContentsMargins(0, 0, 0, 0)
         strength.setSpacing(10)
-        strength.addWidget(QLabel("Strength"))
+        label = QLabel("Strength")
+        label.setMinimumWidth(labels["Guidance"].sizeHint().width())
+        strength.addWidget(label)
         strength.addWidget(self.strength, 1)
         self._strength_row.hide()
 
@@ -188,6 +197,7 @@ class Panel(QWidget):
         column = QVBoxLayout(inside)
         column.setContentsMargins(14, 12, 14, 8)
         column.setSpacing(8)
+        labels["Steps"].setMinimumWidth(labels["Guidance"].sizeHint().width())
         for item in (self.model, self.prompt, self.counter, self.negative, row, self._custom, self.button, self.estimate,
                      self.disclosure, self.settings, self.well, self._strength_row):  # fmt: skip
             column.addLayout(item) if isinstance(item, QHBoxLayout) else column.addWidget(item)
@@ -342,7 +352,8 @@ class Panel(QWidget):
             self.guidance.set(model.guidance)
         self.prompt.setVisible(model.takes("prompt"))
         self.negative.setVisible(model.takes("negative"))
-        self._form.setRowVisible(self.guidance, model.guided)
+        self.guidance.setVisible(model.guided)
+        self._guidance_label.setVisible(model.guided)
         self.well.setVisible(model.takes("image"))
         self._strength_row.setVisible(model.takes("image") and self._image is not None)
         self._fill_sizes()

@@ -80,8 +80,6 @@ def sheet(c: Colours) -> str:
         border-radius: 6px; padding: 3px 6px; selection-background-color: {c.accent}; selection-color: {c.on_accent}; }}
     QPlainTextEdit {{ padding: 3px 2px; }}
     QPlainTextEdit:focus, QLineEdit:focus, QSpinBox:focus, QDoubleSpinBox:focus {{ border: 1px solid {c.ring}; }}
-    QSpinBox::up-button, QSpinBox::down-button, QDoubleSpinBox::up-button, QDoubleSpinBox::down-button {{
-        width: 0px; border: none; }}
     QComboBox, QPushButton, QToolButton {{ background: {c.raised}; color: {c.text}; border: 1px solid {c.border};
         border-radius: 6px; padding: 4px 10px; min-height: 18px; }}
     QComboBox {{ padding-right: 22px; }}
@@ -93,16 +91,17 @@ def sheet(c: Colours) -> str:
     QPushButton:pressed, QToolButton:pressed {{ background: {c.pressed}; }}
     QPushButton:focus, QToolButton:focus, QComboBox:focus {{ border: 1px solid {c.ring}; }}
     QPushButton:disabled, QToolButton:disabled, QComboBox:disabled {{ color: {c.quiet}; background: {c.window}; }}
-    QToolButton {{ padding: 4px 6px; }}
+    QToolButton {{ padding: 0; min-height: 26px; max-height: 26px; min-width: 28px; }}
     QToolButton::menu-indicator, QPushButton::menu-indicator {{ image: none; }}
     QPushButton[primary="true"] {{ background: {c.accent}; color: {c.on_accent}; border: 1px solid {c.accent};
         border-radius: 8px; padding: 7px; font-weight: 600; }}
     QPushButton[primary="true"]:hover {{ border-color: {c.text}; }}
     QPushButton[primary="true"]:focus {{ border: 1px solid {c.text}; }}
     QPushButton[primary="true"]:disabled {{ background: {c.pressed}; color: {c.text}; border-color: {c.border}; }}
-    QPushButton[choice="true"] {{ text-align: left; padding-right: 22px; }}
+    QPushButton[choice="true"] {{ text-align: left; padding: 4px 22px 4px 10px; }}
     QPushButton[flat="true"], QToolButton[flat="true"] {{ background: transparent; border: 1px solid transparent;
         text-align: left; padding: 3px 4px; }}
+    QToolButton[flat="true"] {{ padding: 0; min-width: 24px; min-height: 24px; max-height: 24px; }}
     QPushButton[flat="true"]:hover, QToolButton[flat="true"]:hover {{ background: {c.pressed}; }}
     QPushButton[flat="true"]:focus, QToolButton[flat="true"]:focus {{ border: 1px solid {c.ring}; }}
     QLabel[quiet="true"], QPushButton[quiet="true"] {{ color: {c.quiet}; }}
@@ -112,8 +111,7 @@ def sheet(c: Colours) -> str:
     QSplitter::handle {{ background: {c.line}; }}
     QScrollArea, QScrollArea > QWidget > QWidget {{ background: transparent; border: none; }}
     QFrame#notice {{ background: {c.notice}; border: 1px solid {c.border}; border-radius: 8px; }}
-    QFrame#well {{ border: 1px dashed {c.quiet}; border-radius: 8px; background: transparent; }}
-    QFrame#well[over="true"], QFrame#well:focus {{ border: 1px solid {c.ring}; }}
+    QFrame#well {{ border: none; background: transparent; }}
     QListView {{ background: transparent; border: none; }}
     QListView:focus {{ border: none; }}
     QSlider {{ min-height: 20px; }}
@@ -127,6 +125,7 @@ def sheet(c: Colours) -> str:
     QScrollBar:vertical {{ background: transparent; width: 10px; margin: 0; }}
     QScrollBar:horizontal {{ background: transparent; height: 10px; margin: 0; }}
     QScrollBar::handle {{ background: {c.border}; border-radius: 3px; margin: 2px; min-height: 28px; min-width: 28px; }}
+    QScrollBar::handle:disabled {{ background: transparent; }}
     QScrollBar::handle:hover {{ background: {c.quiet}; }}
     QScrollBar::add-line, QScrollBar::sub-line {{ width: 0; height: 0; }}
     QScrollBar::add-page, QScrollBar::sub-page {{ background: transparent; }}

@@ -179,7 +179,7 @@ class Canvas(QWidget):
         pixmap, _ = self._main
         if pixmap is not None:
             place = self._place()
-            smooth = pixmap is self._live or self.zoom * self.devicePixelRatioF() < 2
+            smooth = pixmap is self._live or self._zoom is None or self._zoom * self.devicePixelRatioF() < 4
             painter.setRenderHint(QPainter.RenderHint.SmoothPixmapTransform, smooth)
             painter.setOpacity(0.4 if self.dimmed and pixmap is self._pixmap else 1.0)
             painter.drawPixmap(place, pixmap, QRectF(pixmap.rect()))

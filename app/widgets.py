@@ -16,6 +16,7 @@ from PySide6.QtGui import (
     QMouseEvent,
     QPainter,
     QPaintEvent,
+    QPen,
     QPixmap,
     QResizeEvent,
     QTextCursor,
@@ -31,6 +32,7 @@ from PySide6.QtWidgets import (
     QPushButton,
     QSizePolicy,
     QSlider,
+    QToolButton,
     QWidget,
 )
 
@@ -213,7 +215,8 @@ class Amount(QWidget):
         self.box.setSingleStep(1 / self._factor if places < 2 else 0.05)
         self.box.setAccessibleName(name)
         self.box.setAlignment(Qt.AlignmentFlag.AlignRight)
-        self.box.setFixedWidth(56)
+        self.box.setFixedWidth(54)
+        self.box.setButtonSymbols(QDoubleSpinBox.ButtonSymbols.NoButtons)
         self.slider.wheelEvent = lambda event: event.ignore()  # type: ignore[method-assign]
         layout = QHBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -261,16 +264,15 @@ class Well(QFrame):
         self.words.setProperty("quiet", True)
         self.words.setAlignment(Qt.AlignmentFlag.AlignCenter)
         self.words.setWordWrap(True)
-        self.close_button = QPushButton(self)
+        self.close_button = QToolButton(self)
         self.close_button.setAccessibleName("Without a start picture")
         self.close_button.setToolTip("Without a start picture")
-        self.close_button.setFixedSize(24, 24)
-        self.close_button.setStyleSheet("padding: 0; min-height: 0;")
         self.close_button.clicked.connect(self.cleared)
         self.close_button.hide()
         layout = QHBoxLayout(self)
         layout.addWidget(self.words)
         self._pixmap: QPixmap | None = None
+        self._above = False  # whether something is dragged over it
         self.setFixedHeight(76)
 
     def show_picture(self, pixmap: QPixmap | None) -> None:
@@ -285,20 +287,26 @@ class Well(QFrame):
     def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802
         """The button stays in its corner."""
         super().resizeEvent(event)
-        self.close_button.move(self.width() - 30, 6)
+        self.close_button.move(self.width() - 36, 8)
 
     def paintEvent(self, event: QPaintEvent) -> None:  # noqa: N802
-        """The picture, whole."""
+        """Its edge, and the picture, whole."""
         super().paintEvent(event)
+        c, painter = theme.colours(), QPainter(self)
+        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+        pen = QPen(QColor(c.ring if self._above or self.hasFocus() else c.quiet), 1)
+        if not self._above:
+            pen.setDashPattern([4, 4])
+        painter.setPen(pen)
+        painter.drawRoundedRect(QRectF(self.rect()).adjusted(0.5, 0.5, -0.5, -0.5), 8, 8)
         if self._pixmap is not None and not self._pixmap.isNull():
-            painter = QPainter(self)
             painter.setRenderHint(QPainter.RenderHint.SmoothPixmapTransform)
             room = self.rect().adjusted(8, 8, -8, -8)
             size = self._pixmap.size().scaled(room.size(), Qt.AspectRatioMode.KeepAspectRatio)
             place = QRectF(0, 0, size.width(), size.height())
             place.moveCenter(QRectF(room).center())
             painter.drawPixmap(place, self._pixmap, QRectF(self._pixmap.rect()))
-            painter.end()
+        painter.end()
 
     def keyPressEvent(self, event: QKeyEvent) -> None:  # noqa: N802
         """Return and space choose a file, backspace takes it away."""
@@ -333,9 +341,8 @@ class Well(QFrame):
             self.dropped.emit(path)
 
     def _over(self, over: bool) -> None:
-        self.setProperty("over", over)
-        self.style().unpolish(self)
-        self.style().polish(self)
+        self._above = over
+        self.update()
 
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")

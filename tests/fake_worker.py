@@ -1,0 +1,166 @@
+"""A worker that draws gradients, for tests of the app: speaks docs/worker.md, standard library only.
+
+The first word of a prompt says how a job goes: `slow`, `hang` (deaf to cancel), `crash`, `oom` (killed as the system
+does it), `garbage`, `flood` (stderr), `wish`, `memory`, `numbers` or `fault` (errors of that kind); anything else is fine.
+Arguments: `--pace SECONDS` of a step, `--refuse` (no backend), `--die` (at once), `--silent` (no pong).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import signal
+import struct
+import sys
+import threading
+import time
+import zlib
+from typing import Any
+
+SIDE = 64
+
+
+def png(width: int, height: int, seed: int, texts: dict[str, str]) -> bytes:
+    """A gradient as PNG, with texts."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = rgb(width, height, seed)
+    lines = b"".join(b"\0" + rows[y * width * 3 : (y + 1) * width * 3] for y in range(height))
+    said = b"".join(chunk(b"tEXt", key.encode() + b"\0" + text.encode("latin-1")) for key, text in texts.items())
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + said + chunk(b"IDAT", zlib.compress(lines, 1)) + chunk(b"IEND", b"")
+
+
+def rgb(width: int, height: int, seed: int) -> bytes:
+    """Rows of three bytes; other seeds have other colours."""
+    red, blue = seed * 53 % 200, seed * 97 % 200
+    across = [x * 255 // max(1, width - 1) for x in range(width)]
+    return b"".join(bytes(part for x in across for part in ((x + red) % 256, y * 255 // max(1, height - 1), (255 - x + blue) % 256))
+                    for y in range(height))  # fmt: skip
+
+
+class Fake:
+    """Its reader thread answers and cancels, this one draws."""
+
+    def __init__(self, asked: argparse.Namespace):
+        self.asked = asked
+        self.todo: queue.Queue[tuple[dict[str, Any], bytes] | None] = queue.Queue()
+        self.cancelled: set[str] = set()
+        self.lock = threading.Lock()
+        self.preview = "rgb8"
+        self.loaded = False
+
+    def send(self, event: str, payload: bytes | None = None, **fields: Any) -> None:
+        message = {"ev": event, **fields, **({"bytes": len(payload)} if payload is not None else {})}
+        with self.lock:
+            sys.stdout.buffer.write(json.dumps(message).encode() + b"\n" + (payload or b""))
+            sys.stdout.buffer.flush()
+
+    def models(self) -> list[dict[str, Any]]:
+        small = {"width": SIDE, "height": SIDE, "steps": 4, "guidance": 3.0, "sampler": "euler", "spacing": "model"}
+        large = {"width": 512, "height": 512, "steps": 25, "guidance": 7.5, "sampler": "ddim", "spacing": "model"}
+        rows = [("scenes", "sd1", "text-to-image", "ready", small), ("dreamshaper-8", "sd1", "text-to-image", "ready", large),
+                ("a-turbo", "sdxl", "text-to-image", "ready", {**large, "steps": 4, "guidance": 1.0}),
+                ("celebahq", "ldm", "unconditional", "ready", large),
+                ("on-another-disk", "sd1", "text-to-image", "not there", large)]  # fmt: skip
+        return [{"name": name, "family": family, "task": task, "state": state, "path": f"/models/{name}", "bytes": 2 * 10**9,
+                 "defaults": defaults} for name, family, task, state, defaults in rows]  # fmt: skip
+
+    def read(self) -> None:
+        source = sys.stdin.buffer
+        while line := source.readline():
+            message = json.loads(line)
+            payload = source.read(message.get("bytes", 0))
+            op, name = message["op"], message.get("id")
+            if op == "hello":
+                self.preview = message["preview"]
+            elif op == "generate":
+                self.todo.put((message, payload))
+            elif op == "cancel":
+                self.cancelled.add(name)
+            elif op == "ping" and not self.asked.silent:
+                self.send("pong", id=name)
+            elif op == "estimate":
+                self.send("estimate", id=name, seconds=9.0, memory=3_100_000_000, available=16_000_000_000, known=True)
+            elif op == "tokens":
+                job = message["job"]
+                counts = {key: len((job.get(key) or "").split()) for key in ("prompt", "negative")}
+                self.send("tokens", id=name, **counts, limit=75)
+            elif op == "models":
+                self.send("models", json.dumps(self.models()).encode(), id=name)
+            elif op == "unload":
+                self.send("unloaded")
+            elif op == "add":
+                self.send("done", id=name, seconds=0.0)
+        os._exit(0)
+
+    def run(self) -> None:
+        if self.asked.refuse:
+            self.send("error", id=None, kind="wish", message="There is no backend here.", details=None)
+            sys.exit(2)
+        if self.asked.die:
+            sys.exit(3)
+        self.send("ready", protocol=1, version="0", backend="fake", device="cpu", device_name="Gradients", why="a test",
+                  memory=16 * 10**9, models=self.models()[:1], samplers="ddim euler euler_a dpmpp_2m heun lms".split(),
+                  spacings="model karras trailing".split(), pid=os.getpid())  # fmt: skip
+        threading.Thread(target=self.read, daemon=True).start()
+        while True:
+            message, payload = self.todo.get()  # type: ignore[misc]
+            end = self.draw(message["id"], message["job"], message.get("files") or {}, payload)
+            self.send(end.pop("ev"), id=message["id"], **end)
+
+    def draw(self, name: str, job: dict[str, Any], files: dict[str, int], payload: bytes) -> dict[str, Any]:
+        how = (job.get("prompt") or "fine").split()[0]
+        if how in ("wish", "memory", "numbers", "fault"):
+            return {"ev": "error", "kind": how, "message": f"This is a {how}.", "details": "Traceback: …"}
+        if sum(files.values()) != len(payload):
+            return {"ev": "error", "kind": "protocol", "message": "bytes", "details": None}
+        if not self.loaded:
+            self.send("loading", id=name, model="Fake 1.5")
+            time.sleep(self.asked.load)
+            self.loaded = True
+        steps, pace = job.get("steps") or 4, self.asked.pace * (10 if how == "slow" else 1)
+        width, height, seed = job.get("width") or SIDE, job.get("height") or SIDE, job.get("seed") or 0
+        for index in range(job.get("count", 1)):
+            for step in range(1, steps + 1):
+                time.sleep(pace)
+                if name in self.cancelled and how != "hang":
+                    return {"ev": "cancelled"}
+                self.send("step", id=name, index=index, step=step, of=steps, seconds=pace)
+                small = width // 8, height // 8
+                self.send("preview", rgb(*small, seed + index + step), id=name, index=index, step=step, width=small[0],
+                          height=small[1], encoding="rgb8")  # fmt: skip
+                if step == 2 and index == (1 if "second" in job.get("prompt", "") else 0):
+                    self.mischief(how)
+            own = {**job, "seed": seed + index, "width": width, "height": height, "count": 1}
+            record = json.dumps({"job": own, "made_by": {"mlxldm": "0", "backend": "fake"}})
+            self.send("picture", png(width, height, seed + index, {"mlxldm": record}), id=name, index=index,
+                      seed=seed + index, seconds=pace * steps, job=own)  # fmt: skip
+        return {"ev": "done", "seconds": 1.0}
+
+    def mischief(self, how: str) -> None:
+        if how == "crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        elif how == "oom":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif how == "garbage":
+            sys.stdout.buffer.write(b"\xff\x00 this is no message\n")
+            sys.stdout.buffer.flush()
+        elif how == "hang":
+            time.sleep(600)
+        elif how == "flood":
+            sys.stderr.write("a line of a log that nobody asked for\n" * 20_000)
+            sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--pace", type=float, default=0.01)
+    parser.add_argument("--load", type=float, default=0.0)
+    for flag in ("--refuse", "--die", "--silent"):
+        parser.add_argument(flag, action="store_true")
+    Fake(parser.parse_args()).run()

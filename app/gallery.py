@@ -679,5 +679,6 @@ class Side(QWidget):
     def set_dark(self) -> None:
         """The signs, in the scheme that is on."""
         c = theme.colours()
-        self.hearts.setIcon(theme.icon("heart", c.quiet if not self.hearts.isChecked() else "#ff5d73"))
+        only = self.hearts.isChecked()
+        self.hearts.setIcon(theme.icon("heart" if only else "heart_open", "#ff5d73" if only else c.quiet))
         self.follow()

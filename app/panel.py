@@ -26,7 +26,7 @@ from mlxldm.job import Job
 from . import theme
 from .jobs import MOST, duration
 from .models import Model
-from .widgets import Amount, Choice, Combo, Elided, Text, Well, restyle
+from .widgets import Amount, Choice, Combo, Elided, Text, Well, restyle, roomy
 
 STRENGTH = 0.6
 WAIT = 250  # milliseconds after the last change, before the worker is asked about it
@@ -102,13 +102,13 @@ class Panel(QWidget):
         self.count.setPrefix("× ")
         self.count.setAccessibleName("How many pictures")
         self.count.setFixedWidth(54)
-        self.count.setButtonSymbols(QSpinBox.ButtonSymbols.NoButtons)
+        roomy(self.count)
         self._custom = QWidget()
         self.width_box, self.height_box = QSpinBox(), QSpinBox()
         for box, name in ((self.width_box, "Width"), (self.height_box, "Height")):
             box.setRange(64, 4096)
             box.setSingleStep(8)
-            box.setButtonSymbols(QSpinBox.ButtonSymbols.NoButtons)
+            roomy(box)
             box.setAccessibleName(f"{name} in pixels")
             box.editingFinished.connect(lambda box=box: box.setValue(max(64, round(box.value() / 8) * 8)))
         self.swap = QToolButton()

@@ -32,8 +32,7 @@ def save(folder: Path, png: bytes, prompt: str) -> Path:
     taken = [int(name[:4]) for name in os.listdir(day) if re.match(r"\d{4}\D", name)]
     number = max(taken, default=0) + 1
     while True:
-        path = day / "-".join(filter(None, (f"{number:04}", slug(prompt)))) 
-        path = path.with_name(path.name + ".png")
+        path = day / ("-".join(filter(None, (f"{number:04}", slug(prompt)))) + ".png")
         if not path.exists():
             break
         number += 1
@@ -46,7 +45,7 @@ def slug(prompt: str) -> str:
     words = re.findall(r"\w+", prompt.lower())
     text = ""
     for word in words:
-        if len(text) + len(word) > 40:
+        if len(text) + 1 + len(word) > 40:
             break
         text += f"-{word}" if text else word
     return text or "".join(words)[:40]

@@ -80,6 +80,8 @@ def sheet(c: Colours) -> str:
         border-radius: 6px; padding: 3px 6px; selection-background-color: {c.accent}; selection-color: {c.on_accent}; }}
     QPlainTextEdit {{ padding: 3px 2px; }}
     QPlainTextEdit:focus, QLineEdit:focus, QSpinBox:focus, QDoubleSpinBox:focus {{ border: 1px solid {c.ring}; }}
+    QAbstractSpinBox::up-button, QAbstractSpinBox::down-button {{ width: 0; border: none; }}
+    QAbstractSpinBox QLineEdit {{ border: none; border-radius: 0; padding: 0; background: transparent; }}
     QComboBox, QPushButton, QToolButton {{ background: {c.raised}; color: {c.text}; border: 1px solid {c.border};
         border-radius: 6px; padding: 4px 10px; min-height: 18px; }}
     QComboBox {{ padding-right: 22px; }}
@@ -98,7 +100,6 @@ def sheet(c: Colours) -> str:
     QPushButton[primary="true"]:hover {{ border-color: {c.text}; }}
     QPushButton[primary="true"]:focus {{ border: 1px solid {c.text}; }}
     QPushButton[primary="true"]:disabled {{ background: {c.pressed}; color: {c.text}; border-color: {c.border}; }}
-    QPushButton[choice="true"] {{ text-align: left; padding: 4px 22px 4px 10px; }}
     QPushButton[flat="true"], QToolButton[flat="true"] {{ background: transparent; border: 1px solid transparent;
         text-align: left; padding: 3px 4px; }}
     QToolButton[flat="true"] {{ padding: 0; min-width: 24px; min-height: 24px; max-height: 24px; }}
@@ -199,13 +200,14 @@ def draw(painter: QPainter, name: str, place: QRectF, colour: QColor) -> None:
     if name == "search":
         painter.drawEllipse(QPointF(7, 7), 4, 4)
         painter.drawLine(QPointF(10, 10), QPointF(13.5, 13.5))
-    if name == "heart":
+    if name in ("heart", "heart_open"):
         path = QPainterPath(QPointF(8, 13.5))
         path.cubicTo(1, 8.5, 1.5, 3, 5, 3)
         path.cubicTo(6.7, 3, 7.6, 4.2, 8, 5)
         path.cubicTo(8.4, 4.2, 9.3, 3, 11, 3)
         path.cubicTo(14.5, 3, 15, 8.5, 8, 13.5)
-        painter.setPen(QPen(QColor(0, 0, 0, 110), 0.8))
-        painter.setBrush(colour)
+        if name == "heart":
+            painter.setPen(QPen(QColor(0, 0, 0, 110), 0.8))
+            painter.setBrush(colour)
         painter.drawPath(path)
     painter.restore()

@@ -22,6 +22,7 @@ from PySide6.QtGui import (
     QTextCursor,
 )
 from PySide6.QtWidgets import (
+    QAbstractSpinBox,
     QComboBox,
     QDoubleSpinBox,
     QFrame,
@@ -78,6 +79,11 @@ class Elided(QLabel):
             self.setToolTip(tip)
 
 
+def roomy(box: QAbstractSpinBox) -> None:
+    """Some room beside a number: a style sheet's padding does not reach it."""
+    box.lineEdit().setTextMargins(6, 0, 6, 0)
+
+
 def chevron(widget: QWidget) -> None:
     """Draw the sign of something that opens at the right of a widget."""
     painter = QPainter(widget)
@@ -105,25 +111,24 @@ class Combo(QComboBox):
         chevron(self)
 
 
-class Choice(QPushButton):
-    """A choice from a menu with sub-menus, looking like a combo box. `pick` is called with what was chosen."""
+class Choice(Combo):
+    """A choice from a menu with sub-menus. `pick` is called with what was chosen."""
 
     def __init__(self, pick: Callable[[str], None], parent: QWidget | None = None):
         super().__init__(parent)
-        self.setProperty("choice", True)
         self._pick = pick
         self.value = ""
         self._names: dict[str, str] = {}
-        self.setMenu(QMenu(self))
+        self.menu = QMenu(self)
+        self.addItem("")
 
     def fill(self, few: list[tuple[str, str]], more: list[tuple[str, str]], title: str) -> None:
         """Pairs of value and name; `more` go into a sub-menu with that title."""
-        menu = self.menu()
-        menu.clear()
+        self.menu.clear()
         self._names = dict(few + more)
-        for menu_, pairs in ((menu, few), (menu.addMenu(title) if more else None, more)):
-            for value, name in pairs if menu_ is not None else []:
-                action = menu_.addAction(name)
+        for menu, pairs in ((self.menu, few), (self.menu.addMenu(title), more)) if more else ((self.menu, few),):
+            for value, name in pairs:
+                action = menu.addAction(name)
                 action.setCheckable(True)
                 action.setData(value)
                 action.triggered.connect(lambda _=False, value=value: self._pick(value))
@@ -132,15 +137,15 @@ class Choice(QPushButton):
     def choose(self, value: str) -> None:
         """Show a value."""
         self.value = value
-        self.setText(self._names.get(value, value))
-        for menu in [self.menu(), *self.menu().findChildren(QMenu)]:
+        self.setItemText(0, self._names.get(value, value))
+        for menu in [self.menu, *self.menu.findChildren(QMenu)]:
             for action in menu.actions():
                 action.setChecked(action.isCheckable() and action.data() == value)
 
-    def paintEvent(self, event: QPaintEvent) -> None:  # noqa: N802
-        """With its sign."""
-        super().paintEvent(event)
-        chevron(self)
+    def showPopup(self) -> None:  # noqa: N802
+        """The menu, where a list would be."""
+        self.menu.setMinimumWidth(self.width())
+        self.menu.popup(self.mapToGlobal(self.rect().bottomLeft()))
 
 
 class Text(QPlainTextEdit):
@@ -216,7 +221,7 @@ class Amount(QWidget):
         self.box.setAccessibleName(name)
         self.box.setAlignment(Qt.AlignmentFlag.AlignRight)
         self.box.setFixedWidth(54)
-        self.box.setButtonSymbols(QDoubleSpinBox.ButtonSymbols.NoButtons)
+        roomy(self.box)
         self.slider.wheelEvent = lambda event: event.ignore()  # type: ignore[method-assign]
         layout = QHBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -287,7 +292,7 @@ class Well(QFrame):
     def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802
         """The button stays in its corner."""
         super().resizeEvent(event)
-        self.close_button.move(self.width() - 36, 8)
+        self.close_button.setGeometry(self.width() - 38, 8, 30, 28)
 
     def paintEvent(self, event: QPaintEvent) -> None:  # noqa: N802
         """Its edge, and the picture, whole."""

@@ -542,9 +542,8 @@ class Window(QMainWindow):
             picture.path, self.gallery_model.name(picture)
         ):
             self.viewer.canvas.clear()
-            self.history.missing([picture.path])
-            self.gallery_model.remove([picture])
             self.shown = None
+            self._rescan_soon.start()  # it went, and perhaps others with it
         self._follow()
 
     def _select(self, row: int) -> None:

@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ def look(path: Path) -> dict[str, Any]:
         return {
             "kind": folder.manifest.source.get("kind"),
             "family": folder.manifest.family,
+            "task": folder.manifest.task,
+            "defaults": asdict(folder.manifest.defaults),
             "prediction": folder.manifest.schedule.prediction,
             "dtypes": " ".join(sorted(kinds)),
             "bytes": sum(folder.nbytes(part) for part in folder.manifest.parts),

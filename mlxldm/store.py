@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -341,7 +342,7 @@ def forget(name: str) -> None:
 
 
 def models() -> list[dict[str, Any]]:
-    """Every model known here, the embedded one first: name, family, state, path, bytes.
+    """Every model known here, the embedded one first: name, family, state, path, bytes; task and defaults if written here.
 
     `state` is "ready", "not there" (its disk is not connected, or it was moved) or "damaged"; family and bytes are None
     where they are not known without opening the whole model.
@@ -376,7 +377,8 @@ def _row(name: str, path: Path) -> dict[str, Any]:
         return {**row, "state": "not there"}
     if (path / "model.json").exists():
         try:
-            row["family"] = Manifest.from_json(read_json(path / "model.json")).family
+            manifest = Manifest.from_json(read_json(path / "model.json"))
+            row |= {"family": manifest.family, "task": manifest.task, "defaults": asdict(manifest.defaults)}
             row["bytes"] = sum(file.stat().st_size for file in path.glob("*.safetensors"))
         except (UserError, OSError):
             row["state"] = "damaged"

@@ -1,0 +1,141 @@
+"""What must not be lost: the queue on the disk, and an index that can be thrown away."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sqlite3
+import time
+from datetime import date
+
+import fake_worker
+import pytest
+from app_things import application, until
+from mlxldm_app import pictures
+from mlxldm_app.history import Found, History
+
+from mlxldm.job import Job
+
+
+def file(folder, name: str, prompt: str, seed: int = 1, when: float = 0.0):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = json.dumps({"job": {"prompt": prompt, "seed": seed}, "made_by": {}})
+    path.write_bytes(fake_worker.png(16, 8, seed, {"mlxldm": record}))
+    if when:
+        os.utime(path, (when, when))
+    return path
+
+
+def scanned(database, folder) -> None:
+    application()
+    rescan = pictures.Rescan(str(database), folder)
+    done = []
+    rescan.finished.connect(lambda: done.append(1))
+    rescan.start()
+    until(lambda: done)
+    rescan.close()
+
+
+def test_jobs_are_there_after_a_kill_and_in_their_order(tmp_path):
+    first = History(tmp_path / "a.db")
+    jobs = [Job(prompt=f"naïve 狐 {i}", seed=i, steps=3, boxes=None, guidance=0.0) for i in range(3)]
+    entries = [first.add_job(job, float(-i)) for i, job in enumerate(jobs)]
+    entries[1].state, entries[1].done, entries[1].crashes = "running", 2, 1
+    first.keep_job(entries[1])
+    second = History(tmp_path / "a.db")  # while the first was never closed
+    assert [entry.job for entry in second.jobs()] == jobs[::-1]
+    assert (second.jobs()[1].state, second.jobs()[1].done, second.jobs()[1].crashes) == ("running", 2, 1)
+    second.drop_jobs([entries[0].id])
+    assert len(first.jobs()) == 2
+
+
+def test_what_is_left_of_a_job_goes_on_with_the_next_seed(tmp_path):
+    entry = History(tmp_path / "a.db").add_job(Job(seed=2**32 - 2, count=5), 1.0)
+    entry.done = 3
+    assert (entry.rest.seed, entry.rest.count) == (1, 2)
+
+
+def test_a_damaged_database_is_put_aside_and_the_pictures_are_found_again(tmp_path):
+    file(tmp_path / "p", "a.png", "a fox")
+    (tmp_path / "a.db").write_bytes(b"this is no database at all" * 100)
+    history = History(tmp_path / "a.db")
+    assert history.damaged and os.path.exists(history.damaged)
+    scanned(tmp_path / "a.db", tmp_path / "p")
+    assert [one.path for one in history.pictures()] == [str(tmp_path / "p" / "a.png")]
+
+
+def test_a_database_of_a_later_version_is_not_touched_but_put_aside(tmp_path):
+    History(tmp_path / "a.db").close()
+    with sqlite3.connect(tmp_path / "a.db") as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    history = History(tmp_path / "a.db")
+    with sqlite3.connect(history.damaged) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (99,)
+
+
+def test_the_index_follows_the_files(tmp_path):
+    folder = tmp_path / "p"
+    one = file(folder, "2026-01-01/0001-a.png", "a red fox", when=1e9)
+    two = file(folder, "deep/er/0002-b.png", "a blue naïve owl", when=2e9)
+    (folder / "no.png").write_bytes(b"no picture")
+    (folder / "x.png.part").write_bytes(b"half")
+    history = History(tmp_path / "a.db")
+    scanned(history.path, folder)
+    assert [item.path for item in history.pictures()] == [str(two), str(one)]
+    number = history.pictures()[1].id
+    history.favour([number], True)
+    assert history.search("RED fo") == {number} and history.search("naive owl") and history.search("zebra") == set()
+    assert history.search('"*(') is None and history.search("") is None
+    moved = one.with_name("away.png")
+    one.rename(moved)
+    scanned(history.path, folder)
+    assert str(one) not in [item.path for item in history.pictures()] and len(history.pictures()) == 2
+    moved.rename(one)
+    scanned(history.path, folder)
+    back = [item for item in history.pictures() if item.path == str(one)]
+    assert back[0].favourite, "what was a favourite is one again"
+    file(folder, "2026-01-01/0001-a.png", "a green toad", seed=2)
+    scanned(history.path, folder)
+    assert number not in history.search("fox") and history.search("toad") == {number}
+    assert history.record(number)["job"]["seed"] == 2
+
+
+def test_pictures_are_written_whole_under_the_next_number(tmp_path, monkeypatch):
+    first = pictures.save(tmp_path, b"one", "A Lighthouse / on: a cliff, at dusk with very many words after it")
+    second = pictures.save(tmp_path, b"two", "日本 🙂")
+    third = pictures.save(tmp_path, b"three", "")
+    today = date.today().isoformat()
+    assert [str(path.relative_to(tmp_path)) for path in (first, second, third)] == [
+        f"{today}/0001-a-lighthouse-on-a-cliff-at-dusk-with.png", f"{today}/0002-日本.png", f"{today}/0003.png",
+    ]  # fmt: skip
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError):
+        pictures.save(tmp_path, b"four", "x")
+    assert sorted(path.name for path in first.parent.iterdir()) == sorted(path.name for path in (first, second, third))
+
+
+def test_twenty_thousand_pictures_are_searched_in_a_moment(tmp_path):
+    history, dice = History(tmp_path / "a.db"), random.Random(1)
+    words = "red blue green fox owl castle lighthouse hill river night dusk gouache ink photo portrait wide".split()
+    history.add_pictures(
+        Found(f"/p/{i}.png", 1.7e9 + i * 60, 1000, 512, 512,
+              {"job": {"prompt": " ".join(dice.choices(words, k=12)) + f" number{i % 40}", "seed": i}})
+        for i in range(20_000)
+    )  # fmt: skip
+    best = 9.0
+    for text in ("number7", "number7 fox", "lighth"):
+        for _ in range(3):
+            began = time.perf_counter()
+            found = history.search(text)
+            best = min(best, time.perf_counter() - began)
+        assert found
+    assert len(history.search("number7")) == 500
+    assert best < 0.02
+    assert len(history.pictures()) == 20_000

@@ -1,0 +1,243 @@
+"""The queue with the scripted worker: every way a job can go, and that none is lost or made twice."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+from app_things import application, command, spend, until
+from mlxldm_app import jobs
+from mlxldm_app.client import Client
+from mlxldm_app.history import History
+from mlxldm_app.jobs import Queue, State, duration, title
+
+from mlxldm.job import Job
+
+
+class Made:
+    """A queue, what it said, and where its pictures are."""
+
+    def __init__(self, place, *flags: str):
+        application()
+        self.place = place
+        self.history = History(place / "a.db")
+        self.client = Client(command(*flags))
+        self.queue = Queue(self.history, self.client, lambda: place / "pictures", place / "inputs")
+        self.notices, self.states = [], [self.queue.state]
+        self.queue.notice.connect(self.notices.append)
+        self.queue.changed.connect(lambda: self.states[-1] is self.queue.state or self.states.append(self.queue.state))
+
+    def start(self) -> Made:
+        self.client.start()
+        self.queue.greet()
+        until(lambda: self.client.greeting)
+        return self
+
+    def empty(self) -> bool:
+        return self.queue.running is None and not [one for one in self.queue.waiting if one.state == "waiting"]
+
+    def seeds(self) -> list[int]:
+        return [self.history.record(one.id)["job"]["seed"] for one in reversed(self.history.pictures())]
+
+    def entries(self) -> list[tuple[str, str]]:
+        return [(entry.job.prompt, entry.state) for entry in self.history.jobs()]
+
+    def close(self) -> None:
+        self.client.close()
+        self.history.close()
+
+
+@pytest.fixture
+def made(tmp_path):
+    """`made(*flags)` makes one; another call in the same test finds the same files."""
+    all_of_them = []
+
+    def make(*flags: str) -> Made:
+        all_of_them.append(Made(tmp_path, *flags))
+        return all_of_them[-1]
+
+    yield make
+    for one in all_of_them:
+        one.close()
+
+
+def test_jobs_are_drawn_in_their_order_and_forgotten_when_done(made):
+    it = made("--load", "0.05").start()
+    for seed, front in ((10, False), (20, False), (30, True)):
+        it.queue.add(Job(prompt="fine", seed=seed, count=2), front)
+    until(it.empty)
+    assert it.seeds() == [10, 11, 30, 31, 20, 21]
+    assert it.entries() == [] and it.queue.state is State.IDLE
+    assert it.states[:4] == [State.STARTING, State.IDLE, State.GENERATING, State.LOADING] or State.LOADING in it.states
+    assert all(os.path.exists(one.path) for one in it.history.pictures())
+
+
+def test_a_seed_is_drawn_when_a_job_is_added_and_so_the_same_after_a_crash(made):
+    it = made()
+    entry = it.queue.add(Job(prompt="fine"))
+    assert entry.job.seed is not None and it.history.jobs()[0].job.seed == entry.job.seed
+
+
+def test_what_waited_waits_after_a_kill_and_nothing_starts_by_itself(made):
+    it = made("--pace", "0.05").start()
+    it.queue.add(Job(prompt="fine one", seed=1, count=3))
+    it.queue.add(Job(prompt="fine two", seed=50))
+    until(lambda: len(it.history.pictures()) == 1)
+    it.client._process.kill()  # the app is killed: nothing is said to anybody
+    it.client.blockSignals(True)
+    again = made().start()
+    assert [state for _, state in again.entries()] == ["paused", "waiting"]
+    assert again.notices[0].text == "3 pictures were waiting."
+    spend(0.3)
+    assert again.queue.running is None and len(again.history.pictures()) == 1
+    again.queue.resume()
+    until(again.empty)
+    assert again.seeds() == [1, 2, 3, 50], "every picture once"
+
+
+def test_discarding_what_waited(made):
+    made().queue.add(Job(prompt="fine", seed=1))
+    again = made().start()
+    again.queue.clear_waiting()
+    again.queue.resume()
+    spend(0.1)
+    assert again.entries() == [] and not again.history.pictures() and not again.queue.held
+
+
+def test_stopping_keeps_the_words_and_goes_on(made):
+    it = made("--pace", "0.02").start()
+    it.queue.add(Job(prompt="slow one", seed=1, steps=60))
+    it.queue.add(Job(prompt="fine", seed=2))
+    until(lambda: it.queue.progress is not None and it.queue.progress.step)
+    it.queue.stop()
+    assert it.queue.state is State.STOPPING
+    until(it.empty)
+    assert it.entries() == [("slow one", "cancelled")] and it.seeds() == [2]
+    it.queue.clear_ended()
+    assert it.entries() == []
+
+
+def test_a_job_that_is_deaf_is_stopped_by_force(made, monkeypatch):
+    monkeypatch.setattr(jobs, "FORCE_AFTER", 0.2)
+    it = made().start()
+    it.queue.add(Job(prompt="hang", seed=1, steps=4))
+    it.queue.add(Job(prompt="fine", seed=2))
+    until(lambda: it.queue.progress is not None and it.queue.progress.step == 2)
+    it.queue.stop()
+    assert not it.queue.may_force
+    until(lambda: it.queue.may_force)
+    it.queue.force_stop()
+    until(lambda: it.seeds() == [2])
+    assert it.entries() == [("hang", "cancelled")] and not it.queue.may_force
+
+
+def test_a_crash_costs_one_picture_and_the_job_is_paused_at_the_head(made):
+    it = made().start()
+    it.queue.add(Job(prompt="crash at the second", seed=1, count=3))
+    it.queue.add(Job(prompt="fine", seed=50))
+    until(lambda: it.seeds() == [1, 50])
+    assert it.entries() == [("crash at the second", "paused")]
+    assert any("is back in the queue, paused" in notice.text for notice in it.notices if notice)
+    entry = it.queue.waiting[0]
+    assert (entry.done, entry.crashes) == (1, 1)
+    it.queue.again(entry.id)  # two are left now; the second of those is the third
+    until(lambda: it.entries() == [("crash at the second", "aside")])
+    assert any("stopped the generator twice" in notice.text for notice in it.notices if notice)
+    assert it.seeds() == [1, 50, 2]
+    it.queue.resume()
+    spend(0.2)
+    assert it.queue.running is None, "what was set aside does not come back by itself"
+
+
+def test_used_up_memory_is_said_as_such(made):
+    it = made().start()
+    it.queue.add(Job(prompt="oom", seed=1, width=512, height=512))
+    until(lambda: it.notices and it.notices[-1] is not None)
+    assert "used up the memory" in it.notices[-1].text and ("Try with less memory", "smaller") in it.notices[-1].actions
+    until(lambda: it.client.greeting)
+    it.queue.smaller(it.queue.last.id)
+    assert (it.queue.running.job.width, it.queue.running.job.height) == (384, 384)
+
+
+@pytest.mark.parametrize("kind, says", [("wish", "This is a wish."), ("memory", "not enough memory"),
+                                        ("numbers", "no numbers"), ("fault", "inside mlxldm")])  # fmt: skip
+def test_errors_are_sentences_and_the_queue_goes_on(made, kind, says):
+    it = made().start()
+    it.queue.add(Job(prompt=kind, seed=1))
+    until(lambda: it.queue.state is State.ERROR)
+    assert says in it.notices[-1].text and "Traceback" not in it.notices[-1].text
+    it.queue.add(Job(prompt="fine", seed=2))
+    until(it.empty)
+    assert it.seeds() == [2] and it.entries()[0][1] == "failed"
+
+
+def test_a_full_disk_loses_no_picture(made, monkeypatch):
+    it = made().start()
+    place = it.place / "pictures"
+    place.write_text("a file where the folder should be")
+    it.queue.add(Job(prompt="fine", seed=1, count=2))
+    it.queue.add(Job(prompt="fine", seed=9))
+    until(lambda: it.queue.unsaved == 2 and it.queue.running is None)
+    assert "could not be saved" in it.notices[-1].text
+    spend(0.1)
+    assert it.queue.running is None, "nothing more is made while what is made has no place"
+    place.unlink()
+    it.queue.save_again()
+    until(lambda: len(it.history.pictures()) == 3)
+    assert it.seeds() == [1, 2, 9]
+
+
+def test_an_input_picture_that_is_gone_is_said(made):
+    it = made().start()
+    it.queue.add(Job(prompt="fine", seed=1, image=str(it.place / "inputs" / "gone.png")))
+    until(lambda: it.entries() == [("fine", "failed")])
+    assert "image is not there any more" in it.notices[-1].text
+
+
+def test_pausing_moving_and_removing(made):
+    it = made().start()
+    it.queue.pause()
+    for seed in (1, 2, 3, 4):
+        it.queue.add(Job(prompt=f"fine {seed}", seed=seed))
+    numbers = [entry.id for entry in it.queue.waiting]
+    it.queue.move(numbers[3], -1)
+    it.queue.move(numbers[3], -1)
+    it.queue.move(numbers[0], 1)
+    it.queue.remove(numbers[1])
+    assert [entry.job.seed for entry in it.queue.waiting] == [4, 1, 3]
+    assert [entry.job.seed for entry in it.history.jobs()] == [4, 1, 3], "on the disk, too"
+    spend(0.1)
+    assert it.queue.running is None
+    it.queue.resume()
+    until(it.empty)
+    assert it.seeds() == [4, 1, 3]
+
+
+def test_nothing_to_draw_with(made):
+    it = made("--refuse")
+    it.client.start()
+    until(lambda: it.queue.state is State.DOWN)
+    assert it.notices[-1].text.startswith("Nothing here can draw") and it.notices[-1].actions == (("Try again", "restart"),)
+    it.queue.add(Job(prompt="fine", seed=1))
+    assert len(it.queue.waiting) == 1
+
+
+def test_every_state_has_been_seen_by_these_tests():
+    assert {state.value for state in State} == {
+        "starting", "down", "idle", "loading", "generating", "stopping", "error", "crashed",
+    }  # fmt: skip
+
+
+def test_titles_and_times():
+    assert title(Job(prompt="a  red\nfox")) == "‘a red fox’" and title(Job()) == "A picture without words"
+    assert len(title(Job(prompt="word " * 40))) < 45 and title(Job(prompt="x" * 90)).endswith("…’")
+    assert [duration(s) for s in (0.2, 9, 61, 120, 700, 7000)] == ["1 s", "9 s", "1 min 1 s", "2 min", "12 min", "1 h 57 min"]
+
+
+def test_no_space_is_left_behind(made):
+    it = made().start()
+    it.queue.add(Job(prompt="fine", seed=1, count=2))
+    until(it.empty)
+    assert not list((it.place / "pictures").rglob("*.part"))
+    shutil.rmtree(it.place / "pictures")

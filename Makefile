@@ -1,6 +1,7 @@
 # make demo   sets everything up and draws a picture with the embedded model, to demo.png
+# make app    sets up what the window needs, and opens it
 # make test   sets up what the tests need, then lint, types, tests
-# Both install into .venv once; after that they are quick. GNU make 3.81 (macOS) is enough.
+# They install into .venv once; after that they are quick. GNU make 3.81 (macOS) is enough.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,11 +9,14 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet
 DEMO = a red lighthouse by the sea at dusk
 
-.PHONY: demo test lint fuzz clean
+.PHONY: demo app test lint fuzz clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/mlxldm generate "$(DEMO)" --seed 5 -o demo.png >/dev/null
 	@echo "$(DEMO): $(CURDIR)/demo.png"
+
+app: $(VENV)/.installed-app
+	$(BIN)/mlxldm-app
 
 test: lint
 	$(BIN)/python -m pytest
@@ -40,6 +44,11 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	  echo "No OpenBLAS on this system, and MLX alone is slow on a CPU: installing Intel's MKL into $(VENV) too ..."; \
 	  $(PIP) --editable '.[fastcpu]' || echo "That failed; everything works without it, only slower."; \
 	fi
+	@touch $@
+
+$(VENV)/.installed-app: pyproject.toml $(VENV)/.installed
+	@echo "Installing Qt for the window (some 80 megabytes), once ..."
+	@$(PIP) --editable '.[app]'
 	@touch $@
 
 $(VENV)/.installed-test: pyproject.toml tests/constraints.txt $(VENV)/.installed

@@ -1,1 +1,1 @@
-"""The desktop app: one window that makes pictures. Nothing here computes one; `mlxldm worker` does, in a process of its own."""
+"""The desktop app: one window that makes pictures. What computes them is `mlxldm worker`, in a process of its own."""

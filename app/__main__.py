@@ -31,7 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     parser = argparse.ArgumentParser(prog="mlxldm-app", description="The desktop app of mlxldm.")
     parser.add_argument("files", nargs="*", metavar="FILE", help="pictures or models to open")
-    parser.add_argument("--smoke", action="store_true", help="make one small picture, say whether that worked, and leave")
+    parser.add_argument(
+        "--smoke", action="store_true", help="make one small picture, say whether that worked, and leave"
+    )
     parser.add_argument("--worker", action="store_true", help="be the worker of a bundled app")
     asked = parser.parse_args(arguments)
     try:
@@ -73,7 +75,7 @@ def _window(files: list[str], smoke: bool) -> int:
 
 
 def _alone(files: list[str]):
-    """A server that other starts speak to; None if there is one already, which then shows its window and these files."""
+    """A server that other starts speak to; None if there is one already, which then shows these files."""
     from PySide6.QtNetwork import QLocalServer, QLocalSocket
 
     from . import places

@@ -1,7 +1,7 @@
 """The worker's process: started, spoken with as docs/worker.md says, watched, and started again when it dies.
 
-Every job that was handed to it ends once here, whatever happens over there: with the worker's own word, or with ours when
-the process is gone.
+Every job that was handed to it ends once here, whatever happens over there: with the worker's own word, or with ours
+when the process is gone.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Frames:
     def feed(self, data: bytes) -> list[tuple[Message, bytes]]:
         """The messages that are whole with these bytes."""
         self._bytes += data
-        whole = []
+        whole: list[tuple[Message, bytes]] = []
         while True:
             if self._message is None:
                 end = self._bytes.find(b"\n", self._searched)
@@ -120,10 +120,10 @@ class Crash:
 
 
 class Client(QObject):
-    """One worker. `start()` it; it says `ready`, then `event` for whatever jobs say, and `ended` once for each job."""
+    """One worker. `start()` it; it says `ready`, then `said` for whatever jobs say, and `ended` once for each job."""
 
     ready = Signal(object)  # the ready message
-    event = Signal(object, object)  # a job's message that is no end, and its payload
+    said = Signal(object, object)  # a job's message that is no end, and its payload
     ended = Signal(str, object)  # a job's id and its end: done, cancelled or error; kind "crash" if the worker went
     crashed = Signal(object)  # a Crash; another worker is on its way
     down = Signal(object)  # a Crash; no other comes until `start()`
@@ -270,7 +270,7 @@ class Client(QObject):
                 return
             if event == "step" and isinstance(message.get("seconds"), int | float):
                 self._slowest = max(self._slowest * 0.9, message["seconds"])
-            self.event.emit(message, payload)
+            self.said.emit(message, payload)
         elif event == "error" and name is None and self.greeting is None:
             self._refused = str(message.get("message") or "no reason was given")
         elif event in ("log", "error"):

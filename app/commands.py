@@ -65,7 +65,7 @@ COMMANDS: tuple[Command | str, ...] = (
     Command("clear_waiting", "&Queue", "&Clear Waiting", ("Ctrl+Alt+.",)),
     Command("clear_ended", "&Queue", "Clear &What Ended"),
     "&Queue",
-    Command("queue", "&Queue", "&Go to the Queue", ("Ctrl+Y",)),
+    Command("queue", "&Queue", "&Go to the Queue", ("Ctrl+J",)),
     Command("unload", "&Queue", "Free the &Memory"),
     Command("large", "&View", "&Large", ("Space",), here=True),
     Command("fit", "&View", "&Fit", ("Ctrl+9",)),

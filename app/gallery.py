@@ -38,7 +38,6 @@ from PySide6.QtGui import (
 from PySide6.QtWidgets import (
     QAbstractItemView,
     QHBoxLayout,
-    QLabel,
     QLineEdit,
     QListView,
     QSplitter,
@@ -303,7 +302,9 @@ class Grid(QAbstractItemView):
                 return self.model().index(row, 0)
         return QModelIndex()
 
-    def scrollTo(self, index: Index, hint: QAbstractItemView.ScrollHint = QAbstractItemView.ScrollHint.EnsureVisible) -> None:  # noqa: N802, E501
+    def scrollTo(
+        self, index: Index, hint: QAbstractItemView.ScrollHint = QAbstractItemView.ScrollHint.EnsureVisible
+    ) -> None:  # noqa: N802, E501
         """As little as shows it whole."""
         place, bar = self._rect(index.row()), self.verticalScrollBar()
         day = bisect.bisect_right(self._starts, index.row()) - 1
@@ -311,7 +312,7 @@ class Grid(QAbstractItemView):
         if top < bar.value():
             bar.setValue(top)
         elif place.bottom() + GAP > bar.value() + self.viewport().height():
-            bar.setValue(place.bottom() + GAP - self.viewport().height())
+            bar.setValue(place.bottom() + 1 + GAP - self.viewport().height())
 
     def horizontalOffset(self) -> int:  # noqa: N802
         """None."""
@@ -325,7 +326,7 @@ class Grid(QAbstractItemView):
         """None is."""
         return False
 
-    def moveCursor(self, action: QAbstractItemView.CursorAction, modifiers: Qt.KeyboardModifier) -> QModelIndex:  # noqa: N802, E501
+    def moveCursor(self, action: QAbstractItemView.CursorAction, modifiers: Any) -> QModelIndex:  # noqa: N802
         """Arrows go to the neighbour, across days too."""
         count = len(self._pictures)
         if not count:
@@ -349,7 +350,9 @@ class Grid(QAbstractItemView):
         """The picture nearest to a place so much lower, in the same column if it can be."""
         here = self._rect(row).center()
         wanted = QPoint(here.x(), here.y() + by)
-        near = self._visible(wanted.y() - abs(by) // 2 - HEADER - self._side, wanted.y() + abs(by) // 2 + HEADER + self._side)
+        near = self._visible(
+            wanted.y() - abs(by) // 2 - HEADER - self._side, wanted.y() + abs(by) // 2 + HEADER + self._side
+        )
         others = [one for one in near if (self._rect(one).center().y() - here.y()) * by > 0]
         return min(others, key=lambda one: (self._rect(one).center() - wanted).manhattanLength(), default=row)
 
@@ -389,11 +392,15 @@ class Grid(QAbstractItemView):
         for top, day in zip(self._tops[first:], self._days[first:], strict=True):
             if top > offset + self.viewport().height():
                 break
-            painter.drawText(QRect(3, top - offset, self.viewport().width() - 3, HEADER), Qt.AlignmentFlag.AlignVCenter, day)
+            painter.drawText(
+                QRect(3, top - offset, self.viewport().width() - 3, HEADER), Qt.AlignmentFlag.AlignVCenter, day
+            )
         if not self._pictures:
             painter.setFont(self.font())
             model = self.model()
-            nothing = "No picture has these words" if isinstance(model, Gallery) and model.any else "Pictures appear here"
+            nothing = (
+                "No picture has these words" if isinstance(model, Gallery) and model.any else "Pictures appear here"
+            )
             painter.drawText(self.viewport().rect().adjusted(0, 24, 0, 0),
                              Qt.AlignmentFlag.AlignHCenter | Qt.AlignmentFlag.AlignTop, nothing)  # fmt: skip
         option = QStyleOptionViewItem()
@@ -627,8 +634,8 @@ class Side(QWidget):
         inside.setContentsMargins(9, 0, 2, 0)
         inside.addWidget(self.grid)
         column.addLayout(inside, 1)
-        self.lower = QWidget()
-        below = QVBoxLayout(self.lower)
+        self.below = QWidget()
+        below = QVBoxLayout(self.below)
         below.setContentsMargins(12, 6, 8, 8)
         below.setSpacing(2)
         line = QHBoxLayout()
@@ -641,9 +648,9 @@ class Side(QWidget):
         self.split.setHandleWidth(1)
         self.split.setChildrenCollapsible(False)
         self.split.addWidget(upper)
-        self.split.addWidget(self.lower)
+        self.split.addWidget(self.below)
         self.split.setStretchFactor(0, 1)
-        self.lower.setMinimumHeight(72)
+        self.below.setMinimumHeight(72)
         upper.setMinimumHeight(120)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -668,10 +675,10 @@ class Side(QWidget):
         if self.pause.toolTip() != said:
             self.pause.setToolTip(said)
             self.pause.setAccessibleName(said)
-        self.lower.setVisible(queue.rowCount() > 0 or queue.held or queue.state is State.DOWN)
+        self.below.setVisible(queue.rowCount() > 0 or queue.held or queue.state is State.DOWN)
         rows = min(max(queue.rowCount(), 2), 6)
         wanted = rows * Waiting.ROW + 50
-        if self.lower.isVisible() and self.lower.height() != wanted and not self.split.property("moved"):
+        if self.below.isVisible() and self.below.height() != wanted and not self.split.property("moved"):
             whole = self.split.height()
             if whole > wanted + 120:
                 self.split.setSizes([whole - wanted, wanted])

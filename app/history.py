@@ -29,7 +29,8 @@ CREATE TABLE image (
     h INTEGER NOT NULL, prompt TEXT NOT NULL, seed INTEGER, model TEXT, params TEXT NOT NULL,
     fav INTEGER NOT NULL DEFAULT 0, missing INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX image_newest ON image (mtime DESC) WHERE missing = 0;
-CREATE VIRTUAL TABLE words USING fts5(prompt, content='image', content_rowid='id', tokenize='unicode61 remove_diacritics 2');
+CREATE VIRTUAL TABLE words USING fts5(prompt, content='image', content_rowid='id', 
+    tokenize='unicode61 remove_diacritics 2');
 CREATE TRIGGER image_added AFTER INSERT ON image BEGIN
     INSERT INTO words(rowid, prompt) VALUES (new.id, new.prompt); END;
 CREATE TRIGGER image_gone AFTER DELETE ON image BEGIN
@@ -88,7 +89,8 @@ class History:
     """The database at `path`, for one thread. A damaged one is put aside under another name, which `damaged` says."""
 
     def __init__(self, path: Path | str):
-        self.path, self.damaged = str(path), None
+        self.path = str(path)
+        self.damaged: str | None = None
         try:
             self._db = self._opened()
         except sqlite3.DatabaseError as error:
@@ -98,7 +100,7 @@ class History:
             Path(self.path).rename(aside)
             for more in ("-wal", "-shm"):
                 Path(self.path + more).unlink(missing_ok=True)
-            self.damaged: str | None = aside
+            self.damaged = aside
             self._db = self._opened()
 
     def _opened(self) -> sqlite3.Connection:
@@ -156,8 +158,10 @@ class History:
 
     def pictures(self) -> list[Picture]:
         """All that are there, newest first."""
-        rows = self._db.execute("SELECT id, path, mtime, w, h, fav FROM image WHERE missing = 0 ORDER BY mtime DESC, id DESC")
-        return [Picture(*row[:5], bool(row[5])) for row in rows]
+        rows = self._db.execute(
+            "SELECT id, path, mtime, w, h, fav FROM image WHERE missing = 0 ORDER BY mtime DESC, id DESC"
+        )
+        return [Picture(number, path, mtime, w, h, bool(fav)) for number, path, mtime, w, h, fav in rows]
 
     def search(self, text: str) -> set[int] | None:
         """The pictures whose prompt has words that begin like these; None where there is nothing to look for."""
@@ -174,8 +178,8 @@ class History:
 
     def known(self) -> dict[str, tuple[float, int, bool]]:
         """Time, size and missing of every file in the index."""
-        return {path: (mtime, size, bool(missing))
-                for path, mtime, size, missing in self._db.execute("SELECT path, mtime, size, missing FROM image")}  # fmt: skip
+        rows = self._db.execute("SELECT path, mtime, size, missing FROM image")
+        return {path: (mtime, size, bool(missing)) for path, mtime, size, missing in rows}
 
     def add_pictures(self, found: Iterable[Found]) -> list[Picture]:
         """Put files into the index, or what has changed of them."""
@@ -193,7 +197,8 @@ class History:
                     h = excluded.h, prompt = excluded.prompt, seed = excluded.seed, model = excluded.model,
                     params = excluded.params, missing = 0 RETURNING id, fav""",
                     (one.path, one.mtime, one.size, one.width, one.height, prompt if isinstance(prompt, str) else "",
-                     seed if type(seed) is int and abs(seed) < 2**63 else None, model if isinstance(model, str) else None,
+                     seed if type(seed) is int and abs(seed) < 2**63 else None,
+                     model if isinstance(model, str) else None,
                      json.dumps(one.record)),
                 ).fetchone()  # fmt: skip
                 pictures.append(Picture(number, one.path, one.mtime, one.width, one.height, bool(favourite)))

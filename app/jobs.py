@@ -1,7 +1,7 @@
 """The queue, and whose turn it is. One `State` says what the whole window shows.
 
-A job is in the database before it runs and its pictures are on the disk before they count as done; so whatever dies, what
-is lost is at most the picture that was being made. Nothing starts by itself when the app does.
+A job is in the database before it runs and its pictures are on the disk before they count as done; so whatever dies,
+what is lost is at most the picture that was being made. Nothing starts by itself when the app does.
 """
 
 from __future__ import annotations
@@ -12,7 +12,16 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from PySide6.QtCore import QAbstractListModel, QByteArray, QModelIndex, QObject, QPersistentModelIndex, Qt, QTimer, Signal
+from PySide6.QtCore import (
+    QAbstractListModel,
+    QByteArray,
+    QModelIndex,
+    QObject,
+    QPersistentModelIndex,
+    Qt,
+    QTimer,
+    Signal,
+)
 from PySide6.QtGui import QImage
 
 from mlxldm.job import Job
@@ -132,7 +141,7 @@ class Queue(QAbstractListModel):
         self._force_timer = QTimer(self, singleShot=True, interval=int(FORCE_AFTER * 1000))
         self._force_timer.timeout.connect(self._offer_force)
         client.ready.connect(self._ready)
-        client.event.connect(self._event)
+        client.said.connect(self._event)
         client.ended.connect(self._ended)
         client.crashed.connect(self._crashed)
         client.down.connect(self._down)
@@ -168,7 +177,7 @@ class Queue(QAbstractListModel):
     # What a person does with it.
 
     def add(self, job: Job, front: bool = False) -> Entry:
-        """Put a job at the end, or before all that wait. Its seed is drawn now, so that it is the same after a crash."""
+        """Put a job at the end, or before all that wait. Its seed is drawn now: it is the same after a crash."""
         if job.seed is None:
             job = job.replace(seed=random.randrange(2**32))
         positions = [entry.pos for entry in self.waiting]
@@ -333,8 +342,8 @@ class Queue(QAbstractListModel):
         elif event == "step":
             if self.state is State.LOADING:
                 self._become(State.GENERATING)
-            self.progress.stepped(*(int(message.get(key) or 0) for key in ("index", "step", "of")),
-                                  float(message.get("seconds") or 0))  # fmt: skip
+            index, step, of = (int(message.get(key) or 0) for key in ("index", "step", "of"))
+            self.progress.stepped(index, step, of, float(message.get("seconds") or 0))
             self.progressed.emit(self.progress)
         elif event == "preview":
             image = decoded(message, payload)

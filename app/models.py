@@ -44,7 +44,8 @@ class Model:
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Model:
         """From a row of the worker's list, whatever of it is there."""
-        defaults = row.get("defaults") if isinstance(row.get("defaults"), dict) else {}
+        defaults = row.get("defaults")
+        defaults = defaults if isinstance(defaults, dict) else {}
         family = row.get("family")
         side = SIDES.get(str(family), 512)
         return cls(
@@ -91,10 +92,17 @@ class Model:
         step = 64 if min(self.width, self.height) >= 512 else 8
 
         def shape(ratio: float) -> tuple[int, int]:
-            return max(step, round(sqrt(area * ratio) / step) * step), max(step, round(sqrt(area / ratio) / step) * step)
+            return max(step, round(sqrt(area * ratio) / step) * step), max(
+                step, round(sqrt(area / ratio) / step) * step
+            )
 
         square = (self.width, self.height) if self.width == self.height else shape(1)
-        return [("Square", *square), ("Portrait", *shape(2 / 3)), ("Landscape", *shape(3 / 2)), ("Wide", *shape(16 / 9))]
+        return [
+            ("Square", *square),
+            ("Portrait", *shape(2 / 3)),
+            ("Landscape", *shape(3 / 2)),
+            ("Wide", *shape(16 / 9)),
+        ]
 
 
 def usable(rows: list[dict[str, Any]]) -> list[Model]:

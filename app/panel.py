@@ -34,11 +34,11 @@ SAFE = 0.8  # of the memory; above it the estimate is amber
 
 FEW = ("", "dpmpp_2m", "dpmpp_2m_sde", "euler", "euler_a", "ddim", "unipc")
 NAMES = {
-    "": "The model’s own", "ddim": "DDIM", "ddpm": "DDPM", "euler": "Euler", "euler_a": "Euler ancestral", "heun": "Heun",
-    "lms": "LMS", "pndm": "PNDM", "dpm2": "DPM2", "dpm2_a": "DPM2 ancestral", "dpmpp_2s": "DPM++ 2S",
+    "": "The model’s own", "ddim": "DDIM", "ddpm": "DDPM", "euler": "Euler", "euler_a": "Euler ancestral",
+    "heun": "Heun", "lms": "LMS", "pndm": "PNDM", "dpm2": "DPM2", "dpm2_a": "DPM2 ancestral", "dpmpp_2s": "DPM++ 2S",
     "dpmpp_2m": "DPM++ 2M", "dpmpp_2m_sde": "DPM++ 2M SDE", "dpmpp_sde": "DPM++ SDE", "dpmpp_3m_sde": "DPM++ 3M SDE",
-    "unipc": "UniPC", "deis": "DEIS", "lcm": "LCM", "tcd": "TCD", "ddim_cfgpp": "DDIM CFG++", "euler_cfgpp": "Euler CFG++",
-    "euler_a_cfgpp": "Euler ancestral CFG++", "dpmpp_2m_cfgpp": "DPM++ 2M CFG++",
+    "unipc": "UniPC", "deis": "DEIS", "lcm": "LCM", "tcd": "TCD", "ddim_cfgpp": "DDIM CFG++",
+    "euler_cfgpp": "Euler CFG++", "euler_a_cfgpp": "Euler ancestral CFG++", "dpmpp_2m_cfgpp": "DPM++ 2M CFG++",
 }  # fmt: skip
 SPACINGS = {
     "": "The model’s own", "leading": "Leading", "trailing": "Trailing", "linspace": "Linspace", "karras": "Karras",
@@ -95,8 +95,8 @@ class Panel(QWidget):
         self.counter.setAlignment(Qt.AlignmentFlag.AlignRight)
         self.counter.setWordWrap(True)
         self.counter.hide()
-        self.size = Combo()
-        self.size.setAccessibleName("Size")
+        self.shape = Combo()
+        self.shape.setAccessibleName("Size")
         self.count = QSpinBox()
         self.count.setRange(1, MOST)
         self.count.setPrefix("× ")
@@ -155,7 +155,7 @@ class Panel(QWidget):
     def _lay_out(self) -> None:
         row = QHBoxLayout()
         row.setSpacing(8)
-        row.addWidget(self.size, 1)
+        row.addWidget(self.shape, 1)
         row.addWidget(self.count)
         custom = QHBoxLayout(self._custom)
         custom.setContentsMargins(0, 0, 0, 0)
@@ -177,8 +177,9 @@ class Panel(QWidget):
         seed.addWidget(self.seed, 1)
         seed.addWidget(self.take)
         labels = {}
-        for at, (name, field) in enumerate((("Steps", self.steps), ("Guidance", self.guidance), ("Sampler", self.sampler),
-                                            ("Spacing", self.spacing), ("Seed", seeding))):  # fmt: skip
+        rows = {"Steps": self.steps, "Guidance": self.guidance, "Sampler": self.sampler, "Spacing": self.spacing,
+                "Seed": seeding}  # fmt: skip
+        for at, (name, field) in enumerate(rows.items()):
             labels[name] = QLabel(name)
             form.addWidget(labels[name], at, 0)
             form.addWidget(field, at, 1)
@@ -198,8 +199,8 @@ class Panel(QWidget):
         column.setContentsMargins(14, 12, 14, 8)
         column.setSpacing(8)
         labels["Steps"].setMinimumWidth(labels["Guidance"].sizeHint().width())
-        for item in (self.model, self.prompt, self.counter, self.negative, row, self._custom, self.button, self.estimate,
-                     self.disclosure, self.settings, self.well, self._strength_row):  # fmt: skip
+        for item in (self.model, self.prompt, self.counter, self.negative, row, self._custom, self.button,
+                     self.estimate, self.disclosure, self.settings, self.well, self._strength_row):  # fmt: skip
             column.addLayout(item) if isinstance(item, QHBoxLayout) else column.addWidget(item)
         column.addStretch(1)
         self._scroll = QScrollArea()
@@ -223,15 +224,15 @@ class Panel(QWidget):
         self.disclosure.toggled.connect(self._disclose)
         self._disclose(False)
         self.model.currentIndexChanged.connect(self._model_changed)
-        self.size.currentIndexChanged.connect(self._size_changed)
+        self.shape.currentIndexChanged.connect(self._size_changed)
         self.swap.clicked.connect(self._swap)
         self.take.clicked.connect(self.take_seed)
         self.prompt.recall.connect(self.recall)
         self.well.dropped.connect(self.picture_dropped)
         self.well.asked.connect(self.choose_picture)
         self.well.cleared.connect(lambda: self.set_image(None))
-        for signal in (self.prompt.textChanged, self.negative.textChanged, self.count.valueChanged, self.seed.textChanged,
-                       self.width_box.valueChanged, self.height_box.valueChanged, self.steps.changed,
+        for signal in (self.prompt.textChanged, self.negative.textChanged, self.count.valueChanged,
+                       self.seed.textChanged, self.width_box.valueChanged, self.height_box.valueChanged, self.steps.changed,
                        self.guidance.changed, self.strength.changed, self.spacing.currentIndexChanged):  # fmt: skip
             signal.connect(self._changed)
 
@@ -324,7 +325,7 @@ class Panel(QWidget):
             self._model_changed()
 
     def _add_unknown(self, name: str) -> int:
-        """A model that a restored job names and this machine has not (yet): shown, so that nothing is changed silently."""
+        """A model that a restored job names and this machine has not: shown, so that nothing changes silently."""
         self._models.append(Model(name, state="not there"))
         self.model.blockSignals(True)
         self.model.addItem(name.rpartition("/")[2], name)
@@ -362,35 +363,35 @@ class Panel(QWidget):
     # Sizes.
 
     def _fill_sizes(self) -> None:
-        before = self.size.currentText().partition("  ")[0]
-        self.size.blockSignals(True)
-        self.size.clear()
+        before = self.shape.currentText().partition("  ")[0]
+        self.shape.blockSignals(True)
+        self.shape.clear()
         if self._image is not None:
-            self.size.addItem("Like the picture", None)
+            self.shape.addItem("Like the picture", None)
         for name, width, height in self.current.sizes():
-            self.size.addItem(f"{name}  {width} × {height}", (width, height))
-        self.size.addItem("Custom…", "custom")
-        names = [self.size.itemText(i).partition("  ")[0] for i in range(self.size.count())]
-        self.size.setCurrentIndex(names.index(before) if before in names else 0)
-        self.size.blockSignals(False)
+            self.shape.addItem(f"{name}  {width} × {height}", (width, height))
+        self.shape.addItem("Custom…", "custom")
+        names = [self.shape.itemText(i).partition("  ")[0] for i in range(self.shape.count())]
+        self.shape.setCurrentIndex(names.index(before) if before in names else 0)
+        self.shape.blockSignals(False)
         self._size_changed()
 
     def _show_size(self, width: int | None, height: int | None) -> None:
         model = self.current
         wanted = (width or model.width, height or model.height)
         if width is None and height is None and self._image is not None:
-            self.size.setCurrentIndex(0)
+            self.shape.setCurrentIndex(0)
             return
-        for at in range(self.size.count()):
-            if self.size.itemData(at) is not None and tuple(self.size.itemData(at)) == wanted:
-                self.size.setCurrentIndex(at)
+        for at in range(self.shape.count()):
+            if self.shape.itemData(at) is not None and tuple(self.shape.itemData(at)) == wanted:
+                self.shape.setCurrentIndex(at)
                 return
         self.width_box.setValue(wanted[0])
         self.height_box.setValue(wanted[1])
-        self.size.setCurrentIndex(self.size.count() - 1)
+        self.shape.setCurrentIndex(self.shape.count() - 1)
 
     def _size_changed(self) -> None:
-        chosen = self.size.currentData()
+        chosen = self.shape.currentData()
         if isinstance(chosen, tuple | list):
             for box, side in zip((self.width_box, self.height_box), chosen, strict=True):
                 box.blockSignals(True)
@@ -400,7 +401,7 @@ class Panel(QWidget):
         self._changed()
 
     def _sides(self) -> tuple[int | None, int | None]:
-        if self.size.currentData() is None:
+        if self.shape.currentData() is None:
             return None, None
         return max(64, self.width_box.value() // 8 * 8), max(64, self.height_box.value() // 8 * 8)
 
@@ -427,10 +428,10 @@ class Panel(QWidget):
         self.well.show_picture(pixmap)
         self.well.setAccessibleDescription("None" if path is None else Path(path).name)
         self._strength_row.setVisible(path is not None and self.current.takes("image"))
-        if (self.size.itemData(0) is None) != (path is not None):
+        if (self.shape.itemData(0) is None) != (path is not None):
             self._fill_sizes()
             if path is not None:
-                self.size.setCurrentIndex(0)
+                self.shape.setCurrentIndex(0)
         self._changed()
 
     @property
@@ -470,7 +471,9 @@ class Panel(QWidget):
         self._running = running
         self._allow()
 
-    def show_estimate(self, seconds: float | None, memory: int | None, available: int | None, whole: int | None) -> None:
+    def show_estimate(
+        self, seconds: float | None, memory: int | None, available: int | None, whole: int | None
+    ) -> None:
         """The line below the button; bytes."""
         parts = ["The first picture shows how long it takes" if seconds is None else f"About {duration(seconds)}"]
         level = ""
@@ -510,7 +513,9 @@ class Panel(QWidget):
     def show_backend(self, text: str, colour: str | None = None) -> None:
         """What makes the pictures, and how it is."""
         self.backend.setIcon(theme.icon("dot", colour or theme.colours().quiet))
-        self.backend.setText(self.backend.fontMetrics().elidedText(text, Qt.TextElideMode.ElideRight, self.width() - 60))
+        self.backend.setText(
+            self.backend.fontMetrics().elidedText(text, Qt.TextElideMode.ElideRight, self.width() - 60)
+        )
         self.backend.setToolTip(text)
 
     def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802

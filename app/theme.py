@@ -145,8 +145,9 @@ def contrast(one: str, other: str) -> float:
     """The contrast of two colours (WCAG 2.1, https://www.w3.org/TR/WCAG21/#dfn-contrast-ratio), 1 to 21."""
 
     def luminance(name: str) -> float:
-        parts = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
-                 for value in QColor(name).getRgbF()[:3]]  # fmt: skip
+        colour = QColor(name)
+        values = (colour.redF(), colour.greenF(), colour.blueF())
+        parts = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in values]
         return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
 
     light, dark = sorted((luminance(one), luminance(other)), reverse=True)
@@ -178,12 +179,13 @@ def draw(painter: QPainter, name: str, place: QRectF, colour: QColor) -> None:
     painter.scale(place.width() / 16, place.height() / 16)
     pen = QPen(colour, 1.5, Qt.PenStyle.SolidLine, Qt.PenCapStyle.RoundCap, Qt.PenJoinStyle.RoundJoin)
     painter.setPen(pen)
-    strokes = {
+    strokes: dict[str, list[list[tuple[float, float]]]] = {
         "close": [[(4, 4), (12, 12)], [(12, 4), (4, 12)]],
         "pause": [[(5.5, 4), (5.5, 12)], [(10.5, 4), (10.5, 12)]],
         "open": [[(4, 6), (8, 10), (12, 6)]],
         "closed": [[(6, 4), (10, 8), (6, 12)]],
-        "swap": [[(2.5, 5.5), (13, 5.5)], [(10, 2.5), (13, 5.5), (10, 8)], [(13.5, 11), (3, 11)], [(6, 8.3), (3, 11), (6, 13.7)]],
+        "swap": [[(2.5, 5.5), (13, 5.5)], [(10, 2.5), (13, 5.5), (10, 8)],
+                 [(13.5, 11), (3, 11)], [(6, 8.3), (3, 11), (6, 13.7)]],
         "take": [[(13, 3), (13, 9), (4, 9)], [(7, 6), (4, 9), (7, 12)]],
         "warning": [[(8, 2.5), (14.5, 13.5), (1.5, 13.5), (8, 2.5)], [(8, 6.5), (8, 9.5)], [(8, 11.5), (8, 11.6)]],
     }  # fmt: skip

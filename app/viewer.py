@@ -416,7 +416,11 @@ class Viewer(QWidget):
         column.addWidget(heading)
         column.addWidget(words)
         column.addSpacing(6)
-        for text in ("a red lighthouse by the sea at dusk", "a green hill under a yellow sun", "a blue house in the snow"):
+        for text in (
+            "a red lighthouse by the sea at dusk",
+            "a green hill under a yellow sun",
+            "a blue house in the snow",
+        ):
             button = QPushButton(text)
             button.clicked.connect(lambda _=False, text=text: self.example.emit(text))
             column.addWidget(button, 0, Qt.AlignmentFlag.AlignHCenter)

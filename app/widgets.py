@@ -30,7 +30,6 @@ from PySide6.QtWidgets import (
     QLabel,
     QMenu,
     QPlainTextEdit,
-    QPushButton,
     QSizePolicy,
     QSlider,
     QToolButton,
@@ -101,6 +100,11 @@ class Combo(QComboBox):
         self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.setMinimumContentsLength(4)
 
+    def setAccessibleName(self, name: str) -> None:  # noqa: N802
+        """The same for its list."""
+        super().setAccessibleName(name)
+        self.view().setAccessibleName(name)
+
     def wheelEvent(self, event: QEvent) -> None:  # noqa: N802
         """Leave it to what scrolls."""
         event.ignore()
@@ -126,13 +130,17 @@ class Choice(Combo):
         """Pairs of value and name; `more` go into a sub-menu with that title."""
         self.menu.clear()
         self._names = dict(few + more)
-        for menu, pairs in ((self.menu, few), (self.menu.addMenu(title), more)) if more else ((self.menu, few),):
-            for value, name in pairs:
-                action = menu.addAction(name)
-                action.setCheckable(True)
-                action.setData(value)
-                action.triggered.connect(lambda _=False, value=value: self._pick(value))
+        self._add(self.menu, few)
+        if more:
+            self._add(self.menu.addMenu(title), more)
         self.choose(self.value)
+
+    def _add(self, menu: QMenu, pairs: list[tuple[str, str]]) -> None:
+        for value, name in pairs:
+            action = menu.addAction(name)
+            action.setCheckable(True)
+            action.setData(value)
+            action.triggered.connect(lambda _=False, value=value: self._pick(value))
 
     def choose(self, value: str) -> None:
         """Show a value."""
@@ -222,7 +230,7 @@ class Amount(QWidget):
         self.box.setAlignment(Qt.AlignmentFlag.AlignRight)
         self.box.setFixedWidth(54)
         roomy(self.box)
-        self.slider.wheelEvent = lambda event: event.ignore()  # type: ignore[method-assign]
+        self.slider.wheelEvent = lambda event: event.ignore()
         layout = QHBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(8)

@@ -56,13 +56,13 @@ from PySide6.QtWidgets import (
 
 from mlxldm.job import Job
 
-from . import errors, pictures, places, theme
+from . import pictures, places, theme
 from .client import Client
 from .commands import COMMANDS, MENUS, Command
 from .errors import Notice
 from .gallery import Gallery, Side
 from .history import History, Picture
-from .jobs import Progress, Queue, State, title
+from .jobs import Progress, Queue, State
 from .models import Model, usable
 from .panel import Panel
 from .pictures import Rescan
@@ -145,6 +145,8 @@ class Window(QMainWindow):
         self.shown: Picture | None = None  # the picture in the middle
         self._following = True  # whether new pictures are shown by themselves
         self._rows: list[dict[str, Any]] = []
+        self._wanted: Job | None = None  # what was remembered, until its model is known
+        self._offered = ""  # a picture's file that the bar asks about
         self._closed = False
         self._large: tuple[bool, bool] | None = None
 
@@ -197,8 +199,15 @@ class Window(QMainWindow):
                 continue
             action = QAction(command.text, self)
             action.setObjectName(command.name)
-            keys = [sequence for key in command.keys for sequence in (
-                QKeySequence.keyBindings(key)[:1] if isinstance(key, QKeySequence.StandardKey) else [QKeySequence(key)])]
+            keys = [
+                sequence
+                for key in command.keys
+                for sequence in (
+                    QKeySequence.keyBindings(key)[:1]
+                    if isinstance(key, QKeySequence.StandardKey)
+                    else [QKeySequence(key)]
+                )
+            ]
             action.setShortcuts(list(dict.fromkeys(keys)))
             action.setMenuRole(command.role)
             action.setCheckable(command.checkable)
@@ -640,7 +649,7 @@ class Window(QMainWindow):
         act["controls"].setChecked(not self.panel.isHidden())
         act["gallery"].setChecked(not self.side.isHidden())
         self._show_backend()
-        QGuiApplication.instance().setBadgeNumber(len(queue.waiting) + busy)  # type: ignore[union-attr]
+        QGuiApplication.instance().setBadgeNumber(len(queue.waiting) + busy)
 
     def _idle_line(self) -> str:
         if self.queue.state is State.STARTING:
@@ -772,7 +781,9 @@ class Window(QMainWindow):
     def _follow_clipboard(self) -> None:
         if not self._closed:
             data = QApplication.clipboard().mimeData()
-            self.actions_["paste"].setEnabled(data is not None and (data.hasImage() or data.hasText() or data.hasUrls()))
+            self.actions_["paste"].setEnabled(
+                data is not None and (data.hasImage() or data.hasText() or data.hasUrls())
+            )
 
     def do_save(self) -> None:
         """A copy somewhere else."""
@@ -940,7 +951,8 @@ class Window(QMainWindow):
 
     def do_shortcuts(self) -> None:
         """All keys."""
-        lines = [f"{action.shortcut().toString(QKeySequence.SequenceFormat.NativeText):16} {action.text().replace('&', '')}"
+        native = QKeySequence.SequenceFormat.NativeText
+        lines = [f"{action.shortcut().toString(native):16} {action.text().replace('&', '')}"
                  for action in self.actions_.values() if not action.shortcut().isEmpty()]  # fmt: skip
         show_text(self, "Keyboard Shortcuts", "\n".join(lines), fixed=True)
 
@@ -948,7 +960,11 @@ class Window(QMainWindow):
         """Versions."""
         greeting = self.client.greeting or {}
         lines = ["mlxldm", "Latent diffusion on your own computer. Nothing leaves it.", ""]
-        lines += [f"{key}: {greeting[key]}" for key in ("version", "backend", "device", "device_name", "why") if greeting.get(key)]
+        lines += [
+            f"{key}: {greeting[key]}"
+            for key in ("version", "backend", "device", "device_name", "why")
+            if greeting.get(key)
+        ]
         show_text(self, "About mlxldm", "\n".join(lines))
 
     def do_quit(self) -> None:
@@ -980,7 +996,6 @@ class Window(QMainWindow):
         self.panel.setVisible(settings.value("controls", "true") != "false")
         self.side.setVisible(settings.value("gallery", "true") != "false")
         self.panel.disclosure.setChecked(settings.value("settings") == "true")
-        self._wanted: Job | None = None
         with contextlib.suppress(Exception):  # of another version: then the controls are as at first
             self._wanted = Job.from_json(str(settings.value("job")))
             self.panel.prompt.replace(self._wanted.prompt)
@@ -1034,11 +1049,11 @@ def png(image: QImage) -> bytes:
     """A picture as PNG; ValueError for none."""
     if image.isNull():
         raise ValueError("it cannot be read")
-    data, buffer = QByteArray(), None
+    data = QByteArray()
     buffer = QBuffer(data)
     buffer.open(QIODevice.OpenModeFlag.WriteOnly)
-    image.save(buffer, "PNG")
-    return data.data()
+    image.save(buffer, b"PNG")
+    return bytes(data.data())
 
 
 def show_text(parent: QWidget, heading: str, text: str, fixed: bool = False) -> None:
@@ -1062,6 +1077,3 @@ def show_text(parent: QWidget, heading: str, text: str, fixed: bool = False) -> 
     layout.addWidget(buttons)
     dialog.resize(520, 420)
     dialog.show()
-
-
-__all__ = ["Window", "errors", "title"]

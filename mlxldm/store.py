@@ -342,7 +342,9 @@ def forget(name: str) -> None:
 
 
 def models() -> list[dict[str, Any]]:
-    """Every model known here, the embedded one first: name, family, state, path, bytes; task and defaults if written here.
+    """Every model known here, the embedded one first: name, family, state, path, bytes.
+
+    Those in our own format have their task and defaults, too.
 
     `state` is "ready", "not there" (its disk is not connected, or it was moved) or "damaged"; family and bytes are None
     where they are not known without opening the whole model.

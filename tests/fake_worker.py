@@ -1,7 +1,8 @@
 """A worker that draws gradients, for tests of the app: speaks docs/worker.md, standard library only.
 
-The first word of a prompt says how a job goes: `slow`, `hang` (deaf to cancel), `crash`, `oom` (killed as the system
-does it), `garbage`, `flood` (stderr), `wish`, `memory`, `numbers` or `fault` (errors of that kind); anything else is fine.
+The first word of a prompt says how a job goes: `slow`, `hang` (deaf to cancel), `crash`, `oom` (killed as the
+system does it), `garbage`, `flood` (stderr), `wish`, `memory`, `numbers` or `fault` (errors of that kind); anything
+else is fine.
 Arguments: `--pace SECONDS` of a step, `--refuse` (no backend), `--die` (at once), `--silent` (no pong).
 """
 
@@ -32,15 +33,21 @@ def png(width: int, height: int, seed: int, texts: dict[str, str]) -> bytes:
     lines = b"".join(b"\0" + rows[y * width * 3 : (y + 1) * width * 3] for y in range(height))
     said = b"".join(chunk(b"tEXt", key.encode() + b"\0" + text.encode("latin-1")) for key, text in texts.items())
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + said + chunk(b"IDAT", zlib.compress(lines, 1)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + said
+        + chunk(b"IDAT", zlib.compress(lines, 1))
+        + chunk(b"IEND", b"")
+    )
 
 
 def rgb(width: int, height: int, seed: int) -> bytes:
     """Rows of three bytes; other seeds have other colours."""
     red, blue = seed * 53 % 200, seed * 97 % 200
     across = [x * 255 // max(1, width - 1) for x in range(width)]
-    return b"".join(bytes(part for x in across for part in ((x + red) % 256, y * 255 // max(1, height - 1), (255 - x + blue) % 256))
-                    for y in range(height))  # fmt: skip
+    down = [y * 255 // max(1, height - 1) for y in range(height)]
+    return b"".join(bytes(part for x in across for part in ((x + red) % 256, y, (255 - x + blue) % 256)) for y in down)
 
 
 class Fake:
@@ -63,12 +70,13 @@ class Fake:
     def models(self) -> list[dict[str, Any]]:
         small = {"width": SIDE, "height": SIDE, "steps": 4, "guidance": 3.0, "sampler": "euler", "spacing": "model"}
         large = {"width": 512, "height": 512, "steps": 25, "guidance": 7.5, "sampler": "ddim", "spacing": "model"}
-        rows = [("scenes", "sd1", "text-to-image", "ready", small), ("dreamshaper-8", "sd1", "text-to-image", "ready", large),
+        rows = [("scenes", "sd1", "text-to-image", "ready", small),
+                ("dreamshaper-8", "sd1", "text-to-image", "ready", large),
                 ("a-turbo", "sdxl", "text-to-image", "ready", {**large, "steps": 4, "guidance": 1.0}),
                 ("celebahq", "ldm", "unconditional", "ready", large),
                 ("on-another-disk", "sd1", "text-to-image", "not there", large)]  # fmt: skip
-        return [{"name": name, "family": family, "task": task, "state": state, "path": f"/models/{name}", "bytes": 2 * 10**9,
-                 "defaults": defaults} for name, family, task, state, defaults in rows]  # fmt: skip
+        return [{"name": name, "family": family, "task": task, "state": state, "path": f"/models/{name}",
+                 "bytes": 2 * 10**9, "defaults": defaults} for name, family, task, state, defaults in rows]  # fmt: skip
 
     def read(self) -> None:
         source = sys.stdin.buffer

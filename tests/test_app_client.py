@@ -9,9 +9,10 @@ import signal
 
 import pytest
 from app_things import application, command, spend, until
+from PySide6.QtTest import QSignalSpy
+
 from mlxldm_app import client as module
 from mlxldm_app.client import Broken, Client, Frames, worker_command
-from PySide6.QtTest import QSignalSpy
 
 MESSAGES = [
     ({"ev": "ready", "protocol": 1}, b""),
@@ -49,8 +50,8 @@ def test_messages_come_whole_from_random_pieces():
 
 
 @pytest.mark.parametrize("bad", [
-    b"no json\n", b"[1]\n", b'{"op": "x"}\n', b'{"ev": 3}\n', b'{"ev": "x", "bytes": -1}\n', b'{"ev": "x", "bytes": 1.5}\n',
-    b'{"ev": "x", "bytes": true}\n', b'{"ev": "x", "bytes": 99999999999}\n', b"\xff\xfe\n", b"[" * 5000 + b"\n",
+    b"no json\n", b"[1]\n", b'{"op": "x"}\n', b'{"ev": 3}\n', b'{"ev": "x", "bytes": -1}\n',
+    b'{"ev": "x", "bytes": 1.5}\n', b'{"ev": "x", "bytes": true}\n', b'{"ev": "x", "bytes": 99999999999}\n', b"\xff\xfe\n", b"[" * 5000 + b"\n",
     b"x" * (65 << 10), b"x" * (65 << 10) + b"\n",
 ])  # fmt: skip
 def test_what_is_no_message_is_noise_before_the_first_and_broken_after(bad):
@@ -100,7 +101,7 @@ def ends(client: Client) -> QSignalSpy:
 
 def test_a_job_from_ready_to_done(started):
     client = started()
-    seen, over = QSignalSpy(client.event), ends(client)
+    seen, over = QSignalSpy(client.said), ends(client)
     client.generate("j", {"prompt": "fine", "seed": 3, "steps": 3, "count": 2})
     until(lambda: over.count())
     kinds = [seen.at(i)[0]["ev"] for i in range(seen.count())]
@@ -128,7 +129,7 @@ def test_cancel_and_force(started):
     until(lambda: over.count() == 2)
     assert [over.at(i)[1]["ev"] for i in range(2)] == ["cancelled", "done"]
     client.generate("deaf", {"prompt": "hang", "steps": 5})
-    steps = QSignalSpy(client.event)
+    steps = QSignalSpy(client.said)
     until(lambda: any(steps.at(i)[0].get("step") == 2 for i in range(steps.count())))
     client.cancel("deaf")
     spend(0.2)

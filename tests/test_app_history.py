@@ -12,10 +12,10 @@ from datetime import date
 import fake_worker
 import pytest
 from app_things import application, until
-from mlxldm_app import pictures
-from mlxldm_app.history import Found, History
 
 from mlxldm.job import Job
+from mlxldm_app import pictures
+from mlxldm_app.history import Found, History
 
 
 def file(folder, name: str, prompt: str, seed: int = 1, when: float = 0.0):

@@ -7,12 +7,12 @@ import shutil
 
 import pytest
 from app_things import application, command, spend, until
+
+from mlxldm.job import Job
 from mlxldm_app import jobs
 from mlxldm_app.client import Client
 from mlxldm_app.history import History
 from mlxldm_app.jobs import Queue, State, duration, title
-
-from mlxldm.job import Job
 
 
 class Made:
@@ -218,7 +218,9 @@ def test_nothing_to_draw_with(made):
     it = made("--refuse")
     it.client.start()
     until(lambda: it.queue.state is State.DOWN)
-    assert it.notices[-1].text.startswith("Nothing here can draw") and it.notices[-1].actions == (("Try again", "restart"),)
+    assert it.notices[-1].text.startswith("Nothing here can draw") and it.notices[-1].actions == (
+        ("Try again", "restart"),
+    )
     it.queue.add(Job(prompt="fine", seed=1))
     assert len(it.queue.waiting) == 1
 
@@ -232,7 +234,14 @@ def test_every_state_has_been_seen_by_these_tests():
 def test_titles_and_times():
     assert title(Job(prompt="a  red\nfox")) == "‘a red fox’" and title(Job()) == "A picture without words"
     assert len(title(Job(prompt="word " * 40))) < 45 and title(Job(prompt="x" * 90)).endswith("…’")
-    assert [duration(s) for s in (0.2, 9, 61, 120, 700, 7000)] == ["1 s", "9 s", "1 min 1 s", "2 min", "12 min", "1 h 57 min"]
+    assert [duration(s) for s in (0.2, 9, 61, 120, 700, 7000)] == [
+        "1 s",
+        "9 s",
+        "1 min 1 s",
+        "2 min",
+        "12 min",
+        "1 h 57 min",
+    ]
 
 
 def test_no_space_is_left_behind(made):

@@ -1,4 +1,4 @@
-"""The window, offscreen, with the scripted worker: what it shows, that the keyboard is enough, and that all of it fits."""
+"""The window, offscreen, with the scripted worker: what it shows, that the keyboard is enough, that it fits."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ import subprocess
 import sys
 import time
 from itertools import combinations
+from pathlib import Path
 
 import fake_worker
 import pytest
 from app_things import application, command, spend, until
 from conftest import ROOT, needs_mlx
-from mlxldm_app import theme
-from mlxldm_app.client import Client
-from mlxldm_app.commands import COMMANDS, Command
-from mlxldm_app.history import History
-from mlxldm_app.jobs import State
-from mlxldm_app.window import Window
 from PySide6.QtCore import QMimeData, QPoint, Qt, QUrl
 from PySide6.QtGui import QAccessible, QFontMetrics, QImage
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QAbstractScrollArea, QApplication, QLabel, QPushButton, QWidget
 
 from mlxldm.job import Job
+from mlxldm_app import theme
+from mlxldm_app.client import Client
+from mlxldm_app.commands import COMMANDS, Command
+from mlxldm_app.history import History
+from mlxldm_app.jobs import State
+from mlxldm_app.window import Window
 
 CONTROL, SHIFT, ALT = (Qt.KeyboardModifier.ControlModifier, Qt.KeyboardModifier.ShiftModifier,
                        Qt.KeyboardModifier.AltModifier)  # fmt: skip
@@ -143,8 +144,8 @@ def test_what_is_added_while_one_runs_waits_and_can_be_put_first(opened):
         window.panel.prompt.replace(words)
         press(window, Qt.Key.Key_Return, *keys)
     assert [entry.job.prompt for entry in window.queue.waiting] == ["fine c", "fine b"]
-    assert "1 running, 2 waiting" in window.side.heading.whole and window.side.lower.isVisible()
-    press(window, Qt.Key.Key_Y, CONTROL)
+    assert "1 running, 2 waiting" in window.side.heading.whole and window.side.below.isVisible()
+    press(window, Qt.Key.Key_J, CONTROL)
     assert window.focusWidget() is window.side.waiting
     press(window, Qt.Key.Key_Down)
     press(window, Qt.Key.Key_Down)
@@ -255,7 +256,7 @@ def test_a_start_picture_by_drop_and_undo(opened, place):
     window.take_file(str(outside))
     job = window.panel.job()
     assert job.image is not None and job.image.endswith(".png") and os.path.exists(job.image) and job.strength == 0.6
-    assert (job.width, job.height) == (None, None) and window.panel.size.currentText() == "Like the picture"
+    assert (job.width, job.height) == (None, None) and window.panel.shape.currentText() == "Like the picture"
     window.panel.prompt.replace("fine")
     until(lambda: window.panel.estimate.whole.startswith("About"))
     window.do_generate()
@@ -313,7 +314,7 @@ def test_days_arrows_selection_and_trash_with_undo(opened, place):
     assert grid._days[:2] == ["Today", "Yesterday"] and len(grid._days) == 3 and grid._columns == 2
     rects = [grid._rect(row) for row in range(30)]
     assert not any(a.intersects(b) for a, b in combinations(rects, 2))
-    assert all(0 <= rect.left() and rect.right() < grid.viewport().width() for rect in rects)
+    assert all(rect.left() >= 0 and rect.right() < grid.viewport().width() for rect in rects)
     assert all(grid.indexAt(grid.visualRect(grid.model().index(row, 0)).center()).row() == row for row in range(4))
     assert list(grid._visible(0, 10**6)) == list(range(30))
     window._select(0)
@@ -360,8 +361,10 @@ def test_twenty_thousand_pictures(opened, place):
     (place / "app").mkdir()
     history = History(place / "app" / "mlxldm.db")
     missing = str(place / "pictures")
-    history.add_pictures(Found(f"{missing}/{i}.png", 1.7e9 + i * 300, 1000, 512, 512,
-                               {"job": {"prompt": f"fox number{i % 40}", "seed": i}}) for i in range(20_000))  # fmt: skip
+    history.add_pictures(
+        Found(f"{missing}/{i}.png", 1.7e9 + i * 300, 1000, 512, 512, {"job": {"prompt": f"fox number{i % 40}"}})
+        for i in range(20_000)
+    )
     history.close()
     application()
     window = Window(Client(command()))
@@ -391,7 +394,10 @@ def test_twenty_thousand_pictures(opened, place):
 
 STATES = {
     "idle": (None, lambda window: window.queue.state is State.IDLE),
-    "generating": ("slow fox", lambda window: window.queue.state is State.GENERATING and window.queue.progress.step > 1),
+    "generating": (
+        "slow fox",
+        lambda window: window.queue.state is State.GENERATING and window.queue.progress.step > 1,
+    ),
     "error": ("memory of a fox", lambda window: window.queue.state is State.ERROR),
     "crashed": ("crash of a fox", lambda window: window.queue.state is State.CRASHED and window.client.greeting),
 }
@@ -420,18 +426,27 @@ def test_nothing_is_clipped_and_nothing_is_outside(opened, place, state, size):
             inside_scroll |= isinstance(one.parentWidget(), QAbstractScrollArea) or isinstance(one, QAbstractScrollArea)
             one = one.parentWidget()
         if parent is not None and not isinstance(widget, QAbstractScrollArea) and not inside_scroll:
-            assert parent.rect().contains(widget.geometry()), (widget, widget.objectName(), widget.geometry(), parent.rect())
+            assert parent.rect().contains(widget.geometry()), (
+                widget,
+                widget.objectName(),
+                widget.geometry(),
+                parent.rect(),
+            )
         text = widget.text() if isinstance(widget, QLabel | QPushButton) else ""
         if text and not (isinstance(widget, QLabel) and widget.wordWrap()):
-            wide = max(QFontMetrics(widget.font()).horizontalAdvance(line) for line in text.replace("&", "").split("\n"))
+            wide = max(
+                QFontMetrics(widget.font()).horizontalAdvance(line) for line in text.replace("&", "").split("\n")
+            )
             assert wide <= widget.width(), (text, wide, widget.width())
         elif text:
             assert widget.heightForWidth(widget.width()) <= widget.height() + 2, (text, widget.size())
     for box in (window.panel.count, window.panel.steps.box, window.panel.guidance.box, window.panel.strength.box):
         shown = box.lineEdit()
         assert QFontMetrics(box.font()).horizontalAdvance(shown.text()) + 12 <= shown.width() + 6, shown.text()
-    for combo in (window.panel.model, window.panel.sampler, window.panel.spacing, window.panel.size):
-        assert QFontMetrics(combo.font()).horizontalAdvance(combo.currentText()) <= combo.width() - 30, combo.currentText()
+    for combo in (window.panel.model, window.panel.sampler, window.panel.spacing, window.panel.shape):
+        assert QFontMetrics(combo.font()).horizontalAdvance(combo.currentText()) <= combo.width() - 30, (
+            combo.currentText()
+        )
 
 
 def test_everything_that_takes_the_focus_has_a_name(opened, place):
@@ -458,7 +473,9 @@ def test_everything_that_takes_the_focus_has_a_name(opened, place):
 
 def test_every_command_is_in_the_menu_bar_once_and_no_two_have_one_key(opened):
     window = opened()
-    listed = [action for menu in window.menuBar().actions() for action in menu.menu().actions() if not action.isSeparator()]
+    listed = [
+        action for menu in window.menuBar().actions() for action in menu.menu().actions() if not action.isSeparator()
+    ]
     commands = [command for command in COMMANDS if isinstance(command, Command)]
     for one in commands:
         assert listed.count(window.actions_[one.name]) == 1, one.name
@@ -505,7 +522,9 @@ def test_zoom_stays_where_the_pointer_is(opened, place):
     part = (at.x() - before.x()) / before.width()
     canvas.zoom_by(3.0, at)
     after = canvas._place()
-    assert (at.x() - after.x()) / after.width() == pytest.approx(part, abs=1e-3) and canvas.zoom == pytest.approx(3 * fit)
+    assert (at.x() - after.x()) / after.width() == pytest.approx(part, abs=1e-3) and canvas.zoom == pytest.approx(
+        3 * fit
+    )
     window.do_pixels()
     assert canvas.zoom == 1
     window.do_fit()
@@ -525,21 +544,25 @@ def test_qt_keeps_its_references_to_none(opened):
     assert abs(sys.getrefcount(None) - before) < 20
 
 
-def test_it_starts_with_little_and_says_what_is_missing(place):
+@pytest.mark.skipif(sys.platform != "linux", reason="how much memory a process has is asked of Linux")
+def test_it_starts_with_little(place):
     code = (
         "import sys, app.__main__, app.window; from PySide6.QtWidgets import QApplication; a = QApplication([]); "
-        "w = app.window.Window(); w.show(); a.processEvents(); import resource; "
-        "print(sorted(n for n in ('numpy', 'PIL', 'mlx', 'torch') if n in sys.modules), "
-        "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024); w.close()"
+        "w = app.window.Window(); w.show(); a.processEvents(); "
+        "print(sorted(n for n in ('numpy', 'PIL', 'mlx', 'torch') if n in sys.modules)); "
+        "print(*[line for line in open('/proc/self/status') if 'VmHWM' in line]); w.close()"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
-    assert said.startswith("[] ") and int(said.split()[1]) < 120
+    loaded, _, peak = said.partition("\n")
+    assert loaded == "[]" and int(peak.split()[1]) < 120_000
 
 
 @needs_mlx
 def test_a_picture_from_the_real_worker(place):
     """`--smoke`: the window, the real worker, the embedded model, two steps, a file."""
-    done = subprocess.run([sys.executable, "-m", "app", "--smoke"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "app", "--smoke"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -551,7 +574,7 @@ def test_the_real_worker_in_a_window(place):
     try:
         until(lambda: window.client.greeting, 60)
         until(lambda: window.panel.model.count())
-        assert window.panel.current.name == "scenes" and window.panel.size.currentData() is not None
+        assert window.panel.current.name == "scenes" and window.panel.shape.currentData() is not None
         window.panel.prompt.replace("a red lighthouse by the sea")
         window.panel.steps.set(2)
         window.panel.seed.setText("5")
@@ -561,9 +584,9 @@ def test_the_real_worker_in_a_window(place):
         job = window.job_of(window.shown)
         assert (job.prompt, job.seed, job.steps) == ("a red lighthouse by the sea", 5, 2)
         assert not window.viewer.bar.isVisible()
-        first = open(window.shown.path, "rb").read()
+        first = Path(window.shown.path).read_bytes()
         window.do_make_again()
         until(lambda: len(window.gallery_model.shown) == 2 and not window.queue.state.busy, 60)
-        assert open(window.shown.path, "rb").read() == first, "the same job is the same file"
+        assert Path(window.shown.path).read_bytes() == first, "the same job is the same file"
     finally:
         window.close()

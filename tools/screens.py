@@ -22,7 +22,8 @@ os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
 PROMPTS = (
     "a red lighthouse by the sea at dusk", "a green hill under a yellow sun", "a blue house in the snow",
-    "a white sailing boat on a calm lake", "two pine trees on a hill in the evening", "a castle at night under the moon",
+    "a white sailing boat on a calm lake", "two pine trees on a hill in the evening",
+    "a castle at night under the moon",
 )  # fmt: skip
 SIZES = {"wide": (1280, 800), "small": (1024, 640)}
 KEPT = ("idle-light-wide", "generating-dark-wide", "generating-light-small", "error-light-wide", "waiting-dark-small")
@@ -33,8 +34,9 @@ def gallery(place: Path) -> list[Path]:
     if not place.exists():
         place.mkdir(parents=True)
         for at, prompt in enumerate(PROMPTS):
-            subprocess.run([sys.executable, "-m", "mlxldm.cli", "generate", prompt, "--seed", str(5 + at), "--count", "3",
-                            "-o", str(place / f"{at}.png")], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)  # fmt: skip
+            wish = [prompt, "--seed", str(5 + at), "--count", "3", "-o", str(place / f"{at}.png")]
+            command = [sys.executable, "-m", "mlxldm.cli", "generate", *wish]
+            subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     return sorted(place.glob("*.png"))
 
 
@@ -145,7 +147,11 @@ def generating(app, window) -> None:
     from mlxldm.job import Job
 
     idle(app, window)
-    for prompt, count in (("a lighthouse on a cliff", 4), ("an owl in ink on old paper, very detailed", 8), ("a castle at night", 1)):
+    for prompt, count in (
+        ("a lighthouse on a cliff", 4),
+        ("an owl in ink on old paper, very detailed", 8),
+        ("a castle at night", 1),
+    ):
         window._add(Job(prompt=prompt, count=count, seed=3, steps=12, width=512, height=512))
     until(app, lambda: window.queue.progress is not None and window.queue.progress.index == 1)
 
@@ -218,7 +224,9 @@ def first(app, window) -> None:
     """Nothing was ever made."""
 
 
-STATES = {one.__name__: one for one in (first, idle, loading, generating, corner, stopping, error, crashed, down, waiting)}
+STATES = {
+    one.__name__: one for one in (first, idle, loading, generating, corner, stopping, error, crashed, down, waiting)
+}
 
 
 def shrink(source: Path, target: Path) -> None:

@@ -357,13 +357,17 @@ class Grid(QAbstractItemView):
         return min(others, key=lambda one: (self._rect(one).center() - wanted).manhattanLength(), default=row)
 
     def setSelection(self, rect: QRect, command: QItemSelectionModel.SelectionFlag) -> None:  # noqa: N802
-        """What a rectangle of the window touches."""
-        area = rect.normalized().translated(0, self.verticalOffset())
+        """What a rectangle of the window touches, or what lies between its corners in time."""
         selection = QItemSelection()
-        for row in self._visible(area.top(), area.bottom()):
-            if self._rect(row).intersects(area):
-                index = self.model().index(row, 0)
-                selection.select(index, index)
+        first, last = self.indexAt(rect.topLeft()), self.indexAt(rect.bottomRight())
+        if self.state() != QAbstractItemView.State.DragSelectingState and first.isValid() and last.isValid():
+            selection.select(*sorted((first, last)))  # with ⇧: all from the one to the other
+        else:
+            area = rect.normalized().translated(0, self.verticalOffset())
+            for row in self._visible(area.top(), area.bottom()):
+                if self._rect(row).intersects(area):
+                    index = self.model().index(row, 0)
+                    selection.select(index, index)
         self.selectionModel().select(selection, command)
 
     def visualRegionForSelection(self, selection: QItemSelection) -> QRegion:  # noqa: N802

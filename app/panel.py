@@ -232,8 +232,9 @@ class Panel(QWidget):
         self.well.asked.connect(self.choose_picture)
         self.well.cleared.connect(lambda: self.set_image(None))
         for signal in (self.prompt.textChanged, self.negative.textChanged, self.count.valueChanged,
-                       self.seed.textChanged, self.width_box.valueChanged, self.height_box.valueChanged, self.steps.changed,
-                       self.guidance.changed, self.strength.changed, self.spacing.currentIndexChanged):  # fmt: skip
+                       self.seed.textChanged, self.width_box.valueChanged, self.height_box.valueChanged,
+                       self.steps.changed, self.guidance.changed, self.strength.changed,
+                       self.spacing.currentIndexChanged):  # fmt: skip
             signal.connect(self._changed)
 
     # The job.

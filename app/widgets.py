@@ -138,6 +138,7 @@ class Choice(Combo):
     def _add(self, menu: QMenu, pairs: list[tuple[str, str]]) -> None:
         for value, name in pairs:
             action = menu.addAction(name)
+            assert action is not None
             action.setCheckable(True)
             action.setData(value)
             action.triggered.connect(lambda _=False, value=value: self._pick(value))

@@ -37,6 +37,7 @@ from PySide6.QtGui import (
     QGuiApplication,
     QImage,
     QImageReader,
+    QImageWriter,
     QKeySequence,
     QUndoCommand,
     QUndoStack,
@@ -713,7 +714,9 @@ class Window(QMainWindow):
         self.viewer.canvas.clear()
         self.shown = None
         if count:
-            self._select(min(row, count - 1))
+            row = min(row, count - 1)
+            self._select(row)
+            self._show(self.gallery_model.shown[row])  # also where the selection is the same row as before
         self._follow()
 
     def came_back(self, back: list[Picture]) -> None:
@@ -1052,7 +1055,9 @@ def png(image: QImage) -> bytes:
     data = QByteArray()
     buffer = QBuffer(data)
     buffer.open(QIODevice.OpenModeFlag.WriteOnly)
-    image.save(buffer, b"PNG")
+    writer = QImageWriter(buffer, QByteArray(b"png"))
+    if not writer.write(image):
+        raise ValueError(writer.errorString())
     return bytes(data.data())
 
 

@@ -51,7 +51,8 @@ def test_messages_come_whole_from_random_pieces():
 
 @pytest.mark.parametrize("bad", [
     b"no json\n", b"[1]\n", b'{"op": "x"}\n', b'{"ev": 3}\n', b'{"ev": "x", "bytes": -1}\n',
-    b'{"ev": "x", "bytes": 1.5}\n', b'{"ev": "x", "bytes": true}\n', b'{"ev": "x", "bytes": 99999999999}\n', b"\xff\xfe\n", b"[" * 5000 + b"\n",
+    b'{"ev": "x", "bytes": 1.5}\n', b'{"ev": "x", "bytes": true}\n', b'{"ev": "x", "bytes": 99999999999}\n',
+    b"\xff\xfe\n", b"[" * 5000 + b"\n",
     b"x" * (65 << 10), b"x" * (65 << 10) + b"\n",
 ])  # fmt: skip
 def test_what_is_no_message_is_noise_before_the_first_and_broken_after(bad):

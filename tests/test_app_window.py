@@ -387,6 +387,7 @@ def test_twenty_thousand_pictures(opened, place):
         assert len(window.gallery_model.shown) == 500
     finally:
         window.close()
+        window.deleteLater()
 
 
 # How it looks.
@@ -590,3 +591,4 @@ def test_the_real_worker_in_a_window(place):
         assert Path(window.shown.path).read_bytes() == first, "the same job is the same file"
     finally:
         window.close()
+        window.deleteLater()

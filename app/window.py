@@ -147,6 +147,7 @@ class Window(QMainWindow):
         self._following = True  # whether new pictures are shown by themselves
         self._rows: list[dict[str, Any]] = []
         self._wanted: Job | None = None  # what was remembered, until its model is known
+        self._copied: list[QUrl] = []  # what the clipboard may hold of ours
         self._offered = ""  # a picture's file that the bar asks about
         self._closed = False
         self._large: tuple[bool, bool] | None = None
@@ -762,6 +763,7 @@ class Window(QMainWindow):
             data = file_data([one.path for one in self._meant])
             data.setImageData(QImage(self.shown.path))
             QApplication.clipboard().setMimeData(data)
+            self._copied = data.urls()
 
     def do_copy_prompt(self) -> None:
         """Its words."""
@@ -1020,6 +1022,9 @@ class Window(QMainWindow):
         if not self._closed:
             self._remember()
             self._closed = True
+            clipboard = QApplication.clipboard()
+            if self._copied and clipboard.mimeData().urls() == self._copied:  # freed after Python, ours would crash
+                clipboard.setImage(clipboard.image())
             self._clock.stop()
             self._rescan_soon.stop()
             self.rescan.close()

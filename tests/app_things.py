@@ -14,6 +14,7 @@ os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 pytest.importorskip("PySide6", reason="PySide6 is not installed: pip install -e '.[app]'")
 pytest.importorskip("PySide6.QtWidgets", reason="Qt's libraries are not all here", exc_type=ImportError)
 
+from PySide6.QtCore import QCoreApplication, QEvent, QObject  # noqa: E402
 from PySide6.QtWidgets import QApplication  # noqa: E402
 
 FAKE = ROOT / "tests" / "fake_worker.py"
@@ -43,6 +44,13 @@ def until(true: Callable[[], object], limit: float = 20) -> None:
         assert time.monotonic() < end, "that never came"
         app.processEvents()
         time.sleep(0.002)
+
+
+def gone(*things: QObject) -> None:
+    """Delete them now: Qt's objects that are left over when the interpreter ends take it down."""
+    for thing in things:
+        thing.deleteLater()
+        QCoreApplication.sendPostedEvents(thing, QEvent.Type.DeferredDelete)
 
 
 def spend(seconds: float) -> None:

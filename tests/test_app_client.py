@@ -8,7 +8,7 @@ import random
 import signal
 
 import pytest
-from app_things import application, command, spend, until
+from app_things import application, command, gone, spend, until
 from PySide6.QtTest import QSignalSpy
 
 from mlxldm_app import client as module
@@ -86,6 +86,7 @@ def started():
         pid = one.pid
         one.close()
         assert not pid or not alive(pid)
+        gone(one)
 
 
 def alive(pid: int) -> bool:

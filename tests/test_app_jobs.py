@@ -6,7 +6,7 @@ import os
 import shutil
 
 import pytest
-from app_things import application, command, spend, until
+from app_things import application, command, gone, spend, until
 
 from mlxldm.job import Job
 from mlxldm_app import jobs
@@ -46,6 +46,7 @@ class Made:
     def close(self) -> None:
         self.client.close()
         self.history.close()
+        gone(self.queue, self.client)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import fake_worker
 import pytest
-from app_things import application, command, spend, until
+from app_things import application, command, gone, spend, until
 from conftest import ROOT, needs_mlx
 from PySide6.QtCore import QMimeData, QPoint, Qt, QUrl
 from PySide6.QtGui import QAccessible, QFontMetrics, QImage
@@ -20,7 +20,7 @@ from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QAbstractScrollArea, QApplication, QLabel, QPushButton, QWidget
 
 from mlxldm.job import Job
-from mlxldm_app import theme
+from mlxldm_app import pictures, theme
 from mlxldm_app.client import Client
 from mlxldm_app.commands import COMMANDS, Command
 from mlxldm_app.history import History
@@ -63,8 +63,7 @@ def opened(place):
     yield make
     for window in windows:
         window.close()
-        window.deleteLater()
-    spend(0.01)
+        gone(window, window.client)
 
 
 def files(place, count: int, days: int = 3) -> None:
@@ -283,6 +282,7 @@ def test_a_picture_with_its_settings_is_asked_about(opened, place):
     assert (job.prompt, job.seed, job.steps, job.sampler) == ("fine picture 2 of foxes", 2, 7, "heun")
     window.do_undo()
     assert window.panel.prompt.toPlainText() == ""
+    QApplication.clipboard().clear()
 
 
 def test_reuse_variations_upscale_and_again(opened, place):
@@ -301,6 +301,30 @@ def test_reuse_variations_upscale_and_again(opened, place):
     assert window.panel.job().seed is None and window.panel.job().guidance == 2.0
     window.panel.take.click()
     assert window.panel.seed.text() == "0"
+
+
+COPIES = """
+import sys, app.window
+from PySide6.QtWidgets import QApplication
+application = QApplication([])
+window = app.window.Window()
+window.show()
+assert window.shown is not None
+window.do_copy()
+assert len(application.clipboard().mimeData().urls()) == 1
+window.close()
+assert application.clipboard().image().width() == 64
+sys.exit(7)
+"""
+
+
+def test_what_was_copied_stays_and_leaving_does_not_crash(place):
+    files(place, 1)
+    (place / "app").mkdir()
+    history = History(place / "app" / "mlxldm.db")
+    history.add_pictures([pictures.read(path) for path in (place / "pictures").rglob("*.png")])
+    history.close()
+    assert subprocess.run([sys.executable, "-c", COPIES], cwd=ROOT).returncode == 7
 
 
 # The gallery.
@@ -387,7 +411,7 @@ def test_twenty_thousand_pictures(opened, place):
         assert len(window.gallery_model.shown) == 500
     finally:
         window.close()
-        window.deleteLater()
+        gone(window)
 
 
 # How it looks.
@@ -591,4 +615,4 @@ def test_the_real_worker_in_a_window(place):
         assert Path(window.shown.path).read_bytes() == first, "the same job is the same file"
     finally:
         window.close()
-        window.deleteLater()
+        gone(window)

@@ -52,7 +52,7 @@ from PySide6.QtWidgets import (
 
 from . import theme
 from .history import Entry, History, Picture
-from .jobs import Queue, State
+from .jobs import Queue
 from .thumbnails import Thumbnails
 from .viewer import cropped, file_data
 from .widgets import Elided
@@ -679,7 +679,7 @@ class Side(QWidget):
         if self.pause.toolTip() != said:
             self.pause.setToolTip(said)
             self.pause.setAccessibleName(said)
-        self.below.setVisible(queue.rowCount() > 0 or queue.held or queue.state is State.DOWN)
+        self.below.setVisible(queue.rowCount() > 0 or queue.held)
         rows = min(max(queue.rowCount(), 2), 6)
         wanted = rows * Waiting.ROW + 50
         if self.below.isVisible() and self.below.height() != wanted and not self.split.property("moved"):

@@ -86,6 +86,7 @@ class Panel(QWidget):
 
         self.model = Combo()
         self.model.setAccessibleName("Model")
+        self.model.setPlaceholderText("No model yet")
         self.prompt = Text("Describe a picture", 5, 10)
         self.prompt.setAccessibleName("Prompt")
         self.negative = Text("Leave out…", 2, 4)

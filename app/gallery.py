@@ -86,7 +86,8 @@ class Gallery(QAbstractListModel):
         self._text, self._favourites = text, favourites
         found = self._history.search(text)
         self.beginResetModel()
-        self.shown = [one for one in self._all
+        everything = found is None and not favourites
+        self.shown = list(self._all) if everything else [one for one in self._all
                       if (found is None or one.id in found) and (not favourites or one.favourite)]  # fmt: skip
         self._names.clear()
         self.endResetModel()

@@ -26,7 +26,7 @@ PROMPTS = (
     "a castle at night under the moon",
 )  # fmt: skip
 SIZES = {"wide": (1280, 800), "small": (1024, 640)}
-KEPT = ("idle-light-wide", "generating-dark-wide", "generating-light-small", "error-light-wide", "waiting-dark-small")
+KEPT = ("first-light-small", "idle-light-wide", "idle-dark-wide", "error-light-small", "waiting-dark-small")
 
 
 def gallery(place: Path) -> list[Path]:
@@ -234,7 +234,9 @@ def shrink(source: Path, target: Path) -> None:
     from PIL import Image
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    Image.open(source).convert("RGB").quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(target, optimize=True)
+    whole = Image.open(source).convert("RGB")
+    few = whole.quantize(256, method=Image.Quantize.FASTOCTREE)
+    whole.quantize(palette=few, dither=Image.Dither.FLOYDSTEINBERG).save(target, optimize=True)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from PySide6.QtCore import QEvent, QPoint, QPointF, QRect, QRectF, QSize, Qt, Si
 from PySide6.QtGui import (
     QColor,
     QEnterEvent,
+    QFocusEvent,
     QFontMetricsF,
     QImage,
     QKeyEvent,
@@ -67,7 +68,7 @@ class Easel(QLabel):
         self._space = False
         self._shrunk: QPixmap | None = None
         self.handles = [_Handle(self, sides) for sides in ((0,), (1,), (2,), (3,), (0, 1), (2, 1), (2, 3), (0, 3))]
-        self._extendable = False
+        self.extendable = False
         self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
         self.setMouseTracking(True)
         self.setMinimumSize(160, 120)
@@ -87,7 +88,7 @@ class Easel(QLabel):
 
     def set_extendable(self, on: bool) -> None:
         """Whether there are handles at the edges."""
-        self._extendable = on
+        self.extendable = on
         self._place_handles()
         if self.fits:
             self.fit()
@@ -140,7 +141,7 @@ class Easel(QLabel):
         canvas = self.canvas()
         if canvas.isEmpty():
             return
-        margin = 40 if self._extendable else 16  # room for the handles
+        margin = 40 if self.extendable else 16  # room for the handles
         room = QSize(max(1, self.width() - 2 * margin), max(1, self.height() - 2 * margin))
         scale = min(room.width() / canvas.width(), room.height() / canvas.height(), NEAREST)
         self._move(scale, QRectF(self.rect()).center() - QRectF(canvas).center() * scale)
@@ -215,7 +216,7 @@ class Easel(QLabel):
             for side in handle.sides:
                 centre = QPointF(x.get(side, centre.x()), y.get(side, centre.y()))
             handle.move((centre - QRectF(handle.rect()).center()).toPoint())
-            handle.setVisible(self._extendable and not shown.isEmpty() and self.rect().contains(centre.toPoint()))
+            handle.setVisible(self.extendable and not shown.isEmpty() and self.rect().contains(centre.toPoint()))
 
     # Painting.
 
@@ -387,7 +388,7 @@ class Easel(QLabel):
             self.setCursor(Qt.CursorShape.OpenHandCursor if self._space else self.pointer())
         self.update()
 
-    def focusOutEvent(self, event: QEvent) -> None:
+    def focusOutEvent(self, event: QFocusEvent) -> None:
         self._space, self._held = False, None
         self._point()
         super().focusOutEvent(event)
@@ -406,7 +407,7 @@ class Easel(QLabel):
         return QSize(160, 120)
 
 
-_SIDES = {(0,): "Left edge", (1,): "Top edge", (2,): "Right edge", (3,): "Bottom edge"}
+_NAMES = ("Left edge", "Top edge", "Right edge", "Bottom edge")
 _OUT = {LEFT: Qt.Key.Key_Left, TOP: Qt.Key.Key_Up, RIGHT: Qt.Key.Key_Right, BOTTOM: Qt.Key.Key_Down}
 _IN = {LEFT: Qt.Key.Key_Right, TOP: Qt.Key.Key_Down, RIGHT: Qt.Key.Key_Left, BOTTOM: Qt.Key.Key_Up}
 
@@ -432,7 +433,7 @@ class _Handle(QAbstractSlider):
             self.resize(*((22, 52) if upright else (52, 22)))
             self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
             self.setCursor(Qt.CursorShape.SizeHorCursor if upright else Qt.CursorShape.SizeVerCursor)
-            self.setAccessibleName(f"{_SIDES[sides]}: pixels to paint beyond it")
+            self.setAccessibleName(f"{_NAMES[sides[0]]}: pixels to paint beyond it")
             self.setAccessibleDescription("Arrow keys by 8 pixels, page up and down by 64, Home for none")
         self.setToolTip("Drag outwards to paint beyond the picture; double-click for none")
         self.setAttribute(Qt.WidgetAttribute.WA_Hover)
@@ -491,11 +492,11 @@ class _Handle(QAbstractSlider):
         self.update()
         super().enterEvent(event)
 
-    def focusInEvent(self, event: QEvent) -> None:
+    def focusInEvent(self, event: QFocusEvent) -> None:
         self.update()
         super().focusInEvent(event)
 
-    def focusOutEvent(self, event: QEvent) -> None:
+    def focusOutEvent(self, event: QFocusEvent) -> None:
         self.update()
         super().focusOutEvent(event)
 
@@ -504,7 +505,8 @@ class _Handle(QAbstractSlider):
         painter.setRenderHint(QPainter.RenderHint.Antialiasing)
         middle, accent = QRectF(self.rect()).center(), self.palette().color(QPalette.ColorRole.Highlight)
         lit = self._grip is not None or self.underMouse()
-        size = {(LEFT,): (6, 34), (RIGHT,): (6, 34), (TOP,): (34, 6), (BOTTOM,): (34, 6)}.get(self.sides, (10, 10))
+        upright = self.orientation() == Qt.Orientation.Horizontal
+        size = (10, 10) if len(self.sides) == 2 else (6, 34) if upright else (34, 6)
         bar = QRectF(0, 0, *size)
         bar.moveCenter(middle)
         if self.hasFocus():
@@ -512,9 +514,10 @@ class _Handle(QAbstractSlider):
             painter.setBrush(Qt.BrushStyle.NoBrush)
             ring = bar.adjusted(-4, -4, 4, 4)
             painter.drawRoundedRect(ring, 7, 7)
-        painter.setPen(QPen(QColor(0, 0, 0, 110), 1))
-        painter.setBrush(accent if lit else QColor(255, 255, 255))
-        painter.drawRoundedRect(bar, 5 if len(self.sides) == 2 else 3, 5 if len(self.sides) == 2 else 3)
+        painter.setPen(QPen(self.palette().color(QPalette.ColorRole.Window), 1))
+        painter.setBrush(accent if lit else self.palette().color(QPalette.ColorRole.WindowText))
+        round_by = min(size) / 2
+        painter.drawRoundedRect(bar, round_by, round_by)
 
 
 def _checker(dark: bool) -> QPixmap:

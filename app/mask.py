@@ -31,6 +31,7 @@ from PySide6.QtGui import (
     QFocusEvent,
     QGuiApplication,
     QImage,
+    QImageWriter,
     QKeyEvent,
     QMouseEvent,
     QPainter,
@@ -44,7 +45,6 @@ from PySide6.QtGui import (
     qRgba,
 )
 from PySide6.QtWidgets import QAbstractSpinBox, QApplication, QLineEdit, QPlainTextEdit, QTextEdit, QWidget
-from shiboken6 import isValid
 
 from .canvas import Command, Easel, outlined
 
@@ -124,6 +124,16 @@ class Mask(QObject):
         if before is not None:
             self._push(text, before, self._touched)
 
+    def undo(self) -> None:
+        """One step back; a stroke that is still painted is one."""
+        self.end()
+        self.history.undo()
+
+    def redo(self) -> None:
+        """One step forward again."""
+        self.end()
+        self.history.redo()
+
     def cancel(self) -> None:
         """The stroke never was."""
         before, self._before = self._before, None
@@ -146,9 +156,9 @@ class Mask(QObject):
         self._replace("Invert", image)
 
     def load(self, data: bytes | QImage) -> None:
-        """Take the mask from a picture's file, stretched to this one's size. ValueError if it is none.
+        """Take the mask from a picture, or its file, stretched to this one's size. ValueError if it is none.
 
-        Transparent parts are painted anew where it has any; otherwise its white is.
+        What is transparent in it is painted anew; if nothing is, what is white.
         """
         image = data if isinstance(data, QImage) else QImage.fromData(data)
         if image.isNull():
@@ -159,9 +169,10 @@ class Mask(QObject):
         """A job's mask: grey of 8 bits, white is painted anew."""
         buffer = QBuffer()
         buffer.open(QIODevice.OpenModeFlag.WriteOnly)
-        if not self.image.save(buffer, "PNG"):
-            raise OSError("Qt cannot write PNG here.")
-        return buffer.data().data()
+        writer = QImageWriter(buffer, b"PNG")
+        if not writer.write(self.image):
+            raise OSError(writer.errorString())
+        return bytes(buffer.data().data())
 
     def covered(self) -> float:
         """How much of the picture is to be painted anew, 0 to 1."""
@@ -183,17 +194,17 @@ class Mask(QObject):
         self._push(text, before, image.rect())
 
     def _push(self, text: str, before: QImage, rect: QRect) -> None:
-        if not rect.isEmpty() and before.copy(rect) != self.image.copy(rect):
-            self.history.push(_Change(self, text, rect, before))
+        old, new = before.copy(rect), self.image.copy(rect)
+        if not rect.isEmpty() and old != new:
+            self.history.push(_Change(self, text, rect, _packed(old), _packed(new)))
 
 
 class _Change(QUndoCommand):
     """One step: the changed rectangle as it was and as it is, packed, since a mask is mostly one colour."""
 
-    def __init__(self, mask: Mask, text: str, rect: QRect, before: QImage):
+    def __init__(self, mask: Mask, text: str, rect: QRect, before: bytes, after: bytes):
         super().__init__(text)
-        self._mask, self._rect = mask, rect
-        self._before, self._after = _packed(before.copy(rect)), _packed(mask.image.copy(rect))
+        self._mask, self._rect, self._before, self._after = mask, rect, before, after
 
     def undo(self) -> None:
         self._put(self._before)
@@ -255,7 +266,7 @@ class MaskPainter(Easel):
     """A picture with its mask over it, painted by mouse, pen or keys."""
 
     mask_changed = Signal()  # after a stroke, an undo, another picture
-    tool_changed = Signal()  # brush or eraser, its width, softness, shown or not
+    tool_changed = Signal()  # brush or eraser, its width, softness, what is shown
     picture_dropped = Signal(str)  # a file without holes and with colours: no mask
 
     def __init__(self, parent: QWidget | None = None):
@@ -320,6 +331,10 @@ class MaskPainter(Easel):
         self.update()
         self.tool_changed.emit()
 
+    def set_extendable(self, on: bool) -> None:
+        super().set_extendable(on)
+        self.tool_changed.emit()
+
     # The tool.
 
     @property
@@ -380,6 +395,8 @@ class MaskPainter(Easel):
         part = QRectF(self.to_picture(QPointF(seen.topLeft())), size / self.scale).toAlignedRect()
         part = part.adjusted(-3, -3, 3, 3) & self.layer.image.rect()
         tile = self.layer.image.copy(part)
+        if not bytes(tile.constBits()).strip(b"\0"):
+            return QImage()  # the usual case, and then the quick one
         tile.reinterpretAsFormat(QImage.Format.Format_Indexed8)
         place = self.area(part).translated(-QPointF(seen.topLeft()))
 
@@ -411,7 +428,7 @@ class MaskPainter(Easel):
         painter.setCompositionMode(modes.CompositionMode_DestinationOut)
         painter.drawImage(0, 0, hard)
         painter.setCompositionMode(modes.CompositionMode_SourceIn)
-        painter.fillRect(QRectF(QPointF(), size), QColor(255, 255, 255, 225))  # seen where the picture has the veil's colour
+        painter.fillRect(QRectF(QPointF(), size), QColor(255, 255, 255, 225))  # white: some pictures are red, too
         painter.end()
 
         painter = QPainter(veil)
@@ -538,7 +555,8 @@ class MaskPainter(Easel):
         if not self.layer.painting:
             self._move_ring(None)
         before, self._came_from = self._came_from, None
-        if before is not None and self.hasFocus() and isValid(before) and not self.isAncestorOf(before):
+        alive = before is not None and before in QApplication.allWidgets()
+        if before is not None and alive and self.hasFocus() and not self.isAncestorOf(before):
             before.setFocus(Qt.FocusReason.MouseFocusReason)
 
     def focusOutEvent(self, event: QFocusEvent) -> None:
@@ -551,8 +569,8 @@ class MaskPainter(Easel):
 
     def commands(self) -> list[Command]:
         return [
-            Command("Undo Stroke", ("Ctrl+Z",), self.layer.history.undo),
-            Command("Redo Stroke", ("Ctrl+Shift+Z", "Ctrl+Y"), self.layer.history.redo),
+            Command("Undo Stroke", ("Ctrl+Z",), self.layer.undo),
+            Command("Redo Stroke", ("Ctrl+Shift+Z",), self.layer.redo),
             Command("Brush", ("B",), lambda: self.set_eraser(False)),
             Command("Eraser", ("E",), lambda: self.set_eraser(True)),
             Command("Swap Brush and Eraser", ("X",), lambda: self.set_eraser(not self._eraser)),

@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable
 
 from PySide6.QtCore import QEvent, QPointF, QRectF, Qt, Signal
-from PySide6.QtGui import QColor, QIcon, QPainter, QPainterPath, QPalette, QPen, QPixmap
+from PySide6.QtGui import QColor, QIcon, QKeySequence, QPainter, QPainterPath, QPalette, QPen, QPixmap
 from PySide6.QtWidgets import QCheckBox, QHBoxLayout, QLabel, QSlider, QToolButton, QVBoxLayout, QWidget
 
 from .mask import LARGEST, SMALLEST, MaskPainter
 
+_NATIVE = QKeySequence.SequenceFormat.NativeText
 _FINE = 200  # steps of the slider for the size, which is even in its logarithm
 
 
@@ -27,11 +28,12 @@ class MaskBar(QWidget):
         self.brush = self._button("brush", "Brush", "B", lambda: painter.set_eraser(False), True)
         self.eraser = self._button("eraser", "Eraser", "E", lambda: painter.set_eraser(True), True)
         self.width_slider, self.width_label = self._slider(_FINE, self._wider), self._number("400 px")
-        self.undo = self._button("undo", "Undo stroke", "Ctrl+Z", lambda: painter.layer.history.undo())
-        self.redo = self._button("redo", "Redo stroke", "Ctrl+Shift+Z", lambda: painter.layer.history.redo())
+        self.undo = self._button("undo", "Undo stroke", "Ctrl+Z", lambda: painter.layer.undo())
+        self.redo = self._button("redo", "Redo stroke", "Ctrl+Shift+Z", lambda: painter.layer.redo())
         self.invert = self._button("invert", "Invert mask", "I", lambda: painter.layer.invert())
         self.clear = self._button("clear", "Clear mask", "Ctrl+Backspace", lambda: painter.layer.fill(False))
         self.eye = self._button("eye", "Show mask", "M", lambda: painter.show_mask(not painter.shown), True)
+        self.edges = self._button("edges", "Paint beyond the edges", "", self._toggle_edges, True)
         self.softness = self._slider(100, lambda value: painter.set_softness(value / 100))
         self.softness.setAccessibleName("Softness of the brush")
         self.softness_label = self._number("100 %")
@@ -39,6 +41,7 @@ class MaskBar(QWidget):
         self.only_masked.setToolTip("Draws the masked area at the full size and puts it back: finer, for small masks")
         self.only_masked.clicked.connect(self._wished)
         self.only_masked.toggled.connect(self.only_masked_changed)
+        self.setStyleSheet("QToolButton:checked { background: palette(highlight); border-color: palette(highlight); }")
         self._lay_out()
         painter.tool_changed.connect(self._show_tool)
         painter.mask_changed.connect(self._show_mask)
@@ -61,7 +64,7 @@ class MaskBar(QWidget):
         for widget in (self.brush, self.eraser, self.width_slider, self.width_label):
             first.addWidget(widget)
         first.addStretch(1)
-        for widget in (self.undo, self.redo, self.invert, self.clear, self.eye):
+        for widget in (self.undo, self.redo, self.invert, self.clear, self.eye, self.edges):
             first.addWidget(widget)
         second = QHBoxLayout()
         second.setSpacing(8)
@@ -77,7 +80,7 @@ class MaskBar(QWidget):
     def _button(self, sign: str, text: str, keys: str, run: Callable[[], object], stays: bool = False) -> QToolButton:
         button = QToolButton()
         button.setAccessibleName(text)
-        button.setToolTip(f"{text} ({keys})")
+        button.setToolTip(f"{text} ({QKeySequence(keys).toString(_NATIVE)})" if keys else text)
         button.setCheckable(stays)
         button.clicked.connect(lambda: run())
         self._signs.append((button, sign))
@@ -108,6 +111,11 @@ class MaskBar(QWidget):
     def _wider(self, value: int) -> None:
         self.painter.set_width_of_tool(round(SMALLEST * (LARGEST / SMALLEST) ** (value / _FINE)))
 
+    def _toggle_edges(self) -> None:
+        self.painter.set_extendable(self.edges.isChecked())
+        if not self.edges.isChecked():
+            self.painter.set_extension(None)
+
     def _wished(self, on: bool) -> None:
         self._wish = on
 
@@ -116,6 +124,7 @@ class MaskBar(QWidget):
         self.brush.setChecked(not painter.eraser)
         self.eraser.setChecked(painter.eraser)
         self.eye.setChecked(painter.shown)
+        self.edges.setChecked(painter.extendable)
         width = painter.width_of_tool
         name = "eraser" if painter.eraser else "brush"
         self.width_slider.setAccessibleName(f"Size of the {name} in pixels of the picture")
@@ -138,19 +147,28 @@ class MaskBar(QWidget):
 
 _LINES: dict[str, list[list[tuple[float, float]]]] = {
     "brush": [[(13.5, 2.5), (7.5, 9)]],
-    "eraser": [[(6, 13), (2.5, 9.5), (9, 3), (13.5, 7.5), (8, 13), (6, 13)], [(5.5, 6.5), (10, 11)], [(6, 13.2), (13.5, 13.2)]],
+    "eraser": [
+        [(6, 13), (2.5, 9.5), (9, 3), (13.5, 7.5), (8, 13), (6, 13)], [(5.5, 6.5), (10, 11)], [(6, 13.2), (13.5, 13.2)],
+    ],
     "undo": [[(5.5, 3), (2.5, 6), (5.5, 9)], [(2.5, 6), (9.5, 6)]],
     "redo": [[(10.5, 3), (13.5, 6), (10.5, 9)], [(13.5, 6), (6.5, 6)]],
+    "edges": [
+        [(5, 5), (11, 5), (11, 11), (5, 11), (5, 5)], [(8, 2.6), (8, 1)], [(8, 13.4), (8, 15)],
+        [(2.6, 8), (1, 8)], [(13.4, 8), (15, 8)],
+    ],
     "clear": [[(4, 4), (12, 12)], [(12, 4), (4, 12)]],
 }  # fmt: skip
 
 
 def _icon(sign: str, palette: QPalette) -> QIcon:
     """A small sign in the text's colour: drawn, since a font may lack it."""
-    made = QIcon()
-    for mode, group in ((QIcon.Mode.Normal, QPalette.ColorGroup.Active), (QIcon.Mode.Disabled, None)):
-        colour = palette.color(group or QPalette.ColorGroup.Active, QPalette.ColorRole.ButtonText)
-        colour.setAlphaF(1 if group else 0.35)
+    made, roles, faint = QIcon(), QPalette.ColorRole, palette.color(QPalette.ColorRole.ButtonText)
+    faint.setAlphaF(0.35)
+    for colour, mode, state in (
+        (palette.color(roles.ButtonText), QIcon.Mode.Normal, QIcon.State.Off),
+        (palette.color(roles.HighlightedText), QIcon.Mode.Normal, QIcon.State.On),
+        (faint, QIcon.Mode.Disabled, QIcon.State.Off),
+    ):
         for scale in (1, 2, 3):
             pixmap = QPixmap(16 * scale, 16 * scale)
             pixmap.setDevicePixelRatio(scale)
@@ -159,7 +177,7 @@ def _icon(sign: str, palette: QPalette) -> QIcon:
             painter.setRenderHint(QPainter.RenderHint.Antialiasing)
             _draw(painter, sign, colour)
             painter.end()
-            made.addPixmap(pixmap, mode)
+            made.addPixmap(pixmap, mode, state)
     return made
 
 

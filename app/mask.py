@@ -36,6 +36,8 @@ from PySide6.QtGui import (
     QMouseEvent,
     QPainter,
     QPainterPath,
+    QPen,
+    QPixmap,
     QPointingDevice,
     QRadialGradient,
     QTabletEvent,
@@ -417,8 +419,8 @@ class MaskPainter(Easel):
         painter.setCompositionMode(modes.CompositionMode_SourceIn)
         painter.setBrushOrigin(-seen.topLeft())
         painter.setOpacity(1 if striped else OPACITY)
-        style = Qt.BrushStyle.BDiagPattern if striped else Qt.BrushStyle.SolidPattern
-        painter.fillRect(QRectF(QPointF(), size), QBrush(self._colour, style))
+        brush = QBrush(_stripes(self._colour)) if striped else QBrush(self._colour)
+        painter.fillRect(QRectF(QPointF(), size), brush)
         painter.end()
 
         line = hard.copy()
@@ -649,6 +651,19 @@ class MaskPainter(Easel):
         else:
             self.picture_dropped.emit(path)
         event.acceptProposedAction()
+
+
+def _stripes(colour: QColor) -> QPixmap:
+    """A tile of broad slanted stripes: seen without seeing the colour."""
+    tile = QPixmap(12, 12)
+    tile.fill(Qt.GlobalColor.transparent)
+    painter = QPainter(tile)
+    painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+    painter.setPen(QPen(colour, 3))
+    for x in (-12, 0, 12):
+        painter.drawLine(x - 3, 15, x + 15, -3)
+    painter.end()
+    return tile
 
 
 def _file_of(data: QMimeData) -> str:

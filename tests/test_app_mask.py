@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 
 import pytest
-from conftest import ROOT
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
-pytest.importorskip("PySide6", reason="PySide6 is not installed: pip install 'mlxldm[app]'")
+pytest.importorskip("PySide6", reason="PySide6 is not installed: pip install -e '.[app]'")
+pytest.importorskip("PySide6.QtWidgets", reason="Qt's libraries are not all here", exc_type=ImportError)
 
 from PySide6.QtCore import QEvent, QMimeData, QPoint, QPointF, QRect, Qt, QUrl  # noqa: E402
 from PySide6.QtGui import (  # noqa: E402
@@ -31,10 +30,9 @@ from PySide6.QtGui import (  # noqa: E402
 from PySide6.QtTest import QTest  # noqa: E402
 from PySide6.QtWidgets import QApplication, QLineEdit, QPushButton, QVBoxLayout, QWidget  # noqa: E402
 
-sys.path.insert(0, str(ROOT))
-from app.mask import OPACITY, SOFTNESS, UNDO, Mask, MaskPainter  # noqa: E402
-from app.mask_bar import MaskBar  # noqa: E402
 from mlxldm.job import Job  # noqa: E402
+from mlxldm_app.mask import OPACITY, SOFTNESS, UNDO, Mask, MaskPainter  # noqa: E402
+from mlxldm_app.mask_bar import MaskBar  # noqa: E402
 
 LEFT, SHIFT, CTRL = Qt.MouseButton.LeftButton, Qt.KeyboardModifier.ShiftModifier, Qt.KeyboardModifier.ControlModifier
 KEY, NONE = Qt.Key, Qt.KeyboardModifier.NoModifier

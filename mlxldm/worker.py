@@ -8,6 +8,7 @@ array (MLX's graphs belong to their thread); downloads and conversions have a th
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import math
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from .awake import Awake
 from .errors import UserError
 from .job import Job
 from .terminal import TOO_LARGE, no_memory
@@ -67,6 +69,7 @@ class Worker:
         self._todo: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._stops: dict[str, threading.Event] = {}  # of every job that has not ended
         self._preview = "rgb8"
+        self._awake, self._sleepless = Awake(), True
         self._choice: Choice | None = None
         self._loaded: tuple[str, Model] | None = None
         self._adapters: dict[Any, Any] = {}  # of the last job, by their files and the model's parts
@@ -184,6 +187,7 @@ class Worker:
         if op == "hello":
             wanted = message.get("preview", "rgb8")
             self._preview = wanted if wanted in PREVIEWS else "rgb8"
+            self._sleepless = message.get("awake", True) is not False
             return
         if op == "unload":
             self._todo.put(self._unload)
@@ -219,8 +223,9 @@ class Worker:
         try:
             if self._stops[name].is_set():
                 raise Cancelled
-            if not work():
-                end = None
+            with self._awake.working("Making pictures", self._sleepless):
+                if not work():
+                    end = None
             fields["seconds"] = round(time.monotonic() - began, 3)
         except Cancelled:
             end = "cancelled"
@@ -413,14 +418,30 @@ class Worker:
     def _convert(self, message: Message, payload: bytes, stop: threading.Event) -> bool:
         from mlxldm_convert import write
 
+        from . import store
+
         bits, dtype = message.get("quantize"), message.get("dtype")
         if not isinstance(bits, int | None) or not isinstance(dtype, str | None):
             raise UserError("quantize is a number of bits and dtype a name: float32, float16 or bfloat16.")
         target = Path(_text(message, "target"))
+        if not target.is_absolute() and len(target.parts) == 1:  # a name: among the models here
+            store.home().mkdir(parents=True, exist_ok=True)
+            target = store.home() / target
         say = self._progress(message["id"], stop)
-        write(_find(_text(message, "source")), target, dtype=dtype, bits=bits,
-              progress=lambda done, total, part: say(done / max(1, total), part))  # fmt: skip
+        written = write(_find(_text(message, "source")), target, dtype=dtype, bits=bits,
+                        progress=lambda done, total, part: say(done / max(1, total), part))  # fmt: skip
+        parts = {part: dataclasses.asdict(outcome) for part, outcome in written.parts.items()}
+        self.send("converted", id=message["id"], path=str(written.path), parts=parts)
         return True
+
+    def _backends(self, message: Message, payload: bytes, stop: threading.Event) -> bool:
+        from . import backend
+
+        choice = None
+        with contextlib.suppress(UserError):
+            choice = dataclasses.asdict(backend.choose())
+        self.send("backends", id=message["id"], backends=backend.available(), auto=choice)
+        return False
 
     def _progress(self, name: str, stop: threading.Event) -> Callable[[float, str], None]:
         last = [-1.0]
@@ -445,6 +466,7 @@ class Worker:
         "forget": (_forget, True),
         "pull": (_pull, True),
         "convert": (_convert, True),
+        "backends": (_backends, True),
     }
 
 
@@ -586,15 +608,28 @@ def _mark(name: str | None) -> list[Any]:
 
 
 def _models(scan: bool = False) -> list[dict[str, Any]]:
+    """Rows of the store, each with how it came to be listed: "embedded", "own" (in the models folder), "registered",
+    or "added" with the added `folder` that it lies in."""
     from . import store
 
     rows = store.models()
+    for row in rows:
+        own = Path(row["path"]) == store.home() / row["name"]
+        row["origin"] = "embedded" if row["name"] == store.EMBEDDED else "own" if own else "registered"
     if scan:
         from mlxldm_convert import look
 
-        rows += store.scan(look)
+        for row in rows:
+            if row["state"] == "ready":
+                row.update({key: value for key, value in look(Path(row["path"])).items() if value is not None})
+        folders = store.folders()
+        for row in store.scan(look):
+            above = [folder for folder in folders if Path(row["path"]).is_relative_to(folder)]
+            rows.append({**row, "origin": "added", "folder": str(max(above, key=lambda one: len(one.parts)))})
     return rows
 
 
 if __name__ == "__main__":  # how a bundle, whose program is not Python, starts it
-    sys.exit(run())
+    from .cli import main
+
+    sys.exit(main(["worker", *sys.argv[1:]]))

@@ -75,16 +75,17 @@ def test_the_reading_finds_what_is_there():
     assert any(i.by == "mlxldm.job" and i.what == "mlxldm.errors.UserError" and not i.late for i in ALL)
 
 
-def test_job_and_errors_need_the_standard_library_only():
+def test_job_errors_and_awake_need_the_standard_library_only():
     for i in ALL:
-        if i.by in ("mlxldm.job", "mlxldm.errors"):
+        if i.by in ("mlxldm.job", "mlxldm.errors", "mlxldm.awake"):
             assert top(i.what) in sys.stdlib_module_names or within(i.what, "mlxldm.errors"), i
 
 
-def test_the_app_knows_the_job_and_qt_and_nothing_else_of_ours():
+def test_the_app_knows_the_job_how_to_stay_awake_and_qt_and_nothing_else_of_ours():
     for i in ALL:
         if top(i.by) == "mlxldm_app":
-            own = within(i.what, "mlxldm_app") or within(i.what, "mlxldm.job") or top(i.what) == "PySide6"
+            ours = any(within(i.what, name) for name in ("mlxldm_app", "mlxldm.job", "mlxldm.awake"))
+            own = ours or top(i.what) == "PySide6"
             assert own or top(i.what) in sys.stdlib_module_names, i
 
 

@@ -8,6 +8,7 @@ import random
 import signal
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -292,3 +293,32 @@ def test_a_preview_shows_what_the_picture_becomes(worker):
     picture = Image.open(io.BytesIO(events[-2]["payload"])).convert("RGB")
     wanted = np.asarray(picture.resize((last["width"], last["height"]), Image.Resampling.BOX)).astype(float)
     assert np.corrcoef(small.ravel(), wanted.ravel())[0, 1] > 0.9
+
+
+def test_a_conversion_into_the_models_folder_says_what_it_wrote(worker, home):
+    worker.send("convert", id="c", source="scenes", target="small", quantize=8)
+    events = worker.until("c", "done")
+    told = next(event for event in events if event["ev"] == "converted")
+    assert Path(told["path"]).name == "small" and (Path(told["path"]) / "model.json").exists()
+    assert told["parts"]["denoiser"]["quantized"] > 0 and 0 < told["parts"]["denoiser"]["error"] < 0.01
+    worker.send("models", id="m")
+    rows = {row["name"]: row for row in json.loads(worker.until("m", "models")[-1]["payload"])}
+    assert rows["small"]["origin"] == "own" and rows["scenes"]["origin"] == "embedded"
+    assert rows["small"]["task"] == "text-to-image" and rows["small"]["defaults"]["width"] == 128
+
+
+def test_rows_say_which_added_folder_they_are_of(worker, tmp_path):
+    (tmp_path / "here" / "deep").mkdir(parents=True)
+    (tmp_path / "here" / "deep" / "none.ckpt").write_bytes(b"no checkpoint")
+    worker.send("add", id="a", path=str(tmp_path / "here"))
+    worker.until("a", "done")
+    worker.send("models", id="m")
+    row = json.loads(worker.until("m", "models")[-1]["payload"])[-1]
+    assert (row["name"], row["state"], row["origin"]) == ("none", "no", "added") and row["why"]
+    assert row["folder"] == str(tmp_path / "here")
+
+
+def test_what_this_machine_could_draw_with(worker):
+    worker.send("backends", id="b")
+    answer = worker.until("b", "backends")[-1]
+    assert {row["name"] for row in answer["backends"]} == {"mlx", "torch"} and answer["auto"]["backend"]

@@ -20,7 +20,7 @@ from PySide6.QtWidgets import (
 from .remote import Found, Place, Probe, count, is_host, memory
 from .widgets import Elided, restyle
 
-WIDTH = 400
+WIDTH = 440
 
 
 def places(found: Found) -> list[tuple[Place, str, str]]:
@@ -220,7 +220,8 @@ class BackendPopover(QFrame):
         text = text.strip()
         self.test_button.setEnabled(is_host(text) and self._test is None)
         wrong = bool(text) and not is_host(text)
-        self._show_result("A machine is written as user@host: letters, digits and . _ - : @" if wrong else "", "red" if wrong else None)
+        says = "A machine is written as user@host: letters, digits and . _ - : @" if wrong else ""
+        self._show_result(says, "red" if wrong else None)
 
     def _show_result(self, text: str, level: str | None) -> None:
         restyle(self.result, level=level, quiet=level is None)

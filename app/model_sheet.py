@@ -191,6 +191,7 @@ class ModelSheet(QDialog):
         self.why.setWordWrap(True)
         self.why.setTextFormat(Qt.TextFormat.PlainText)
         self.why.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        layout.addSpacing(2)
         layout.addWidget(self.where)
         layout.addWidget(self.why)
         self.use_button = _button("Draw with It", self._use)
@@ -226,22 +227,25 @@ class ModelSheet(QDialog):
         grid.setColumnStretch(0, 1)
         self.some: list[QPushButton] = []
         for number, (name, what, size, licence, wanted) in enumerate(SOME):
-            title, about = QLabel(name), Elided(f"{what} · {licence}")
+            title, about, terms = QLabel(name), Elided(what), Elided(f"Licence: {licence}")
             font = title.font()
             font.setWeight(QFont.Weight.DemiBold)
             title.setFont(font)
             about.setProperty("quiet", True)
+            terms.setProperty("quiet", True)
             weight = QLabel(f"about {gigabytes(int(size))}")
             weight.setProperty("quiet", True)
             button = _button("Download", lambda wanted=wanted: self._pull(wanted))
             button.setAccessibleName(f"Download {name}")
             self.some.append(button)
-            row = 3 * number
+            row = 4 * number
             grid.addWidget(title, row, 0)
             grid.addWidget(about, row + 1, 0)
-            grid.addWidget(weight, row, 1, 2, 1, Qt.AlignmentFlag.AlignVCenter)
-            grid.addWidget(button, row, 2, 2, 1, Qt.AlignmentFlag.AlignVCenter)
-            grid.setRowMinimumHeight(row + 2, 16)
+            grid.addWidget(terms, row + 2, 0)
+            grid.addWidget(weight, row, 1, 3, 1, Qt.AlignmentFlag.AlignVCenter | Qt.AlignmentFlag.AlignRight)
+            grid.addWidget(button, row, 2, 3, 1, Qt.AlignmentFlag.AlignVCenter)
+            grid.setRowMinimumHeight(row + 3, 16)
+        layout.addSpacing(6)
         layout.addLayout(grid)
         other = QLabel("Any other model of the Hugging Face hub, by its name or web address:")
         other.setWordWrap(True)
@@ -324,8 +328,8 @@ class ModelSheet(QDialog):
         item = self.current
         if item is not None:
             self._source = item
-            self.convert_about.setText(f"‘{item.title}’ is written as a model folder of its own, which loads fastest. The "
-                                       f"original stays where it is.")  # fmt: skip
+            self.convert_about.setText(f"‘{item.title}’ becomes a model folder of its own, which loads fastest. The "
+                                       f"original stays as it is.")  # fmt: skip
             self._propose()
             self.pages.setCurrentIndex(2)
             self.target.setFocus()
@@ -365,7 +369,8 @@ class ModelSheet(QDialog):
         self.convert_button.setVisible(there and state == "ready")
         self.show_button.setVisible(there and self._here)
         self.forget_button.setVisible(bool(item and (item.forgettable or state == "stopped")))
-        self.forget_button.setText("Forget Its Folder" if item and item.origin == "added" and item.path != item.folder else "Forget")
+        inside = item is not None and item.origin == "added" and item.path != item.folder
+        self.forget_button.setText("Forget Its Folder" if inside else "Forget")
         self.trash_button.setVisible(there and self._here and item is not None and item.origin == "own")
 
     # What is asked for.
@@ -420,7 +425,8 @@ class ModelSheet(QDialog):
         taken = any(item.name == name for item in self.keeper.shelf.models)
         good = bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}", name))
         says = f"There is a model called ‘{name}’ already." if taken else ""
-        says = says if good or not name else "A name has letters, digits, ‘.’, ‘_’ and ‘-’, and begins with one of the first two."
+        if name and not good:
+            says = "A name has letters, digits, ‘.’, ‘_’ and ‘-’, and begins with one of the first two."
         self.target_says.setText(says)
         self.start_convert.setEnabled(good and not taken)
 

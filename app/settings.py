@@ -9,8 +9,8 @@ from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any
 
-from PySide6.QtCore import QObject, QSettings, Qt, Signal
-from PySide6.QtGui import QFont
+from PySide6.QtCore import QObject, QPoint, QPointF, QRectF, QSettings, QSize, Qt, Signal
+from PySide6.QtGui import QColor, QFont, QPainter, QPaintEvent, QPen
 from PySide6.QtWidgets import (
     QCheckBox,
     QDialog,
@@ -24,6 +24,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from . import theme
 from .remote import Place, is_host
 from .widgets import Combo, Elided, restyle
 
@@ -123,7 +124,8 @@ def wrong_pattern(pattern: str) -> str:
     rest = re.sub(r"\{[^{}]*\}", "", pattern)
     steps = PurePosixPath(pattern).parts
     if unknown:
-        return f"{{{unknown[0]}}} is nothing that is known: there are {', '.join(f'{{{field}}}' for field in FIELDS)}."
+        known = ", ".join(f"{{{field}}}" for field in FIELDS)
+        return f"{{{unknown[0]}}} is nothing that is known: there are {known}."
     if "{" in rest or "}" in rest or re.search(r'[\\:*?"<>|\x00-\x1f]', rest):
         return "A name cannot have any of \\ : * ? \" < > | { } in it."
     if not steps or pattern.startswith("/") or pattern.endswith("/") or ".." in steps:
@@ -139,6 +141,33 @@ def file_name(pattern: str, when: datetime, number: int, prompt: str, seed: int,
     plain = re.sub(r"[^\w.-]+", "-", model.rpartition("/")[2]).strip("-.") or "model"
     facts = {"day": f"{when:%Y-%m-%d}", "number": f"{number:04}", "prompt": words, "seed": str(seed), "model": plain}
     return re.sub(r"\{(\w+)\}", lambda match: facts[match[1]], pattern)
+
+
+class Check(QCheckBox):
+    """A box that can be seen in both schemes."""
+
+    def paintEvent(self, event: QPaintEvent) -> None:  # noqa: N802
+        """The box, its tick, the words."""
+        c, painter = theme.colours(), QPainter(self)
+        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+        box = QRectF(0.5, self.height() / 2 - 8 + 0.5, 15, 15)
+        painter.setPen(QColor(c.ring if self.hasFocus() else c.accent if self.isChecked() else c.quiet))
+        painter.setBrush(QColor(c.accent if self.isChecked() else c.base))
+        painter.drawRoundedRect(box, 4, 4)
+        if self.isChecked():
+            painter.setPen(QPen(QColor(c.on_accent), 1.8, Qt.PenStyle.SolidLine, Qt.PenCapStyle.RoundCap))
+            painter.drawPolyline([box.topLeft() + QPointF(*at) for at in ((3.5, 7.8), (6.3, 10.6), (11.5, 4.6))])
+        painter.setPen(QColor(c.text))
+        painter.drawText(self.rect().adjusted(24, 0, 0, 0), Qt.AlignmentFlag.AlignVCenter, self.text())
+        painter.end()
+
+    def sizeHint(self) -> QSize:  # noqa: N802
+        """Box and words."""
+        return QSize(28 + self.fontMetrics().horizontalAdvance(self.text()), max(20, self.fontMetrics().height() + 2))
+
+    def hitButton(self, at: QPoint) -> bool:  # noqa: N802
+        """The words are as good as the box."""
+        return self.rect().contains(at)
 
 
 class SettingsPage(QDialog):
@@ -190,7 +219,7 @@ class SettingsPage(QDialog):
         self._section("This app")
         self._choice("appearance", "Appearance", ["As the system", "Light", "Dark"])
         self._check("awake", "Keep the computer awake while drawing")
-        self._check("notify", "Notify when pictures are done, if the window is in the background")
+        self._check("notify", "Notify when pictures are done and the window is behind")
 
         layout = QVBoxLayout(self)
         layout.setContentsMargins(24, 20, 24, 18)
@@ -204,7 +233,7 @@ class SettingsPage(QDialog):
         bottom.addStretch(1)
         bottom.addWidget(self.done_button)
         layout.addLayout(bottom)
-        self.setMinimumWidth(560)
+        self.setMinimumWidth(620)
         settings.changed.connect(lambda *_: self.show_all())
         self.show_all()
 
@@ -235,7 +264,7 @@ class SettingsPage(QDialog):
         self._row += 1
 
     def _check(self, name: str, words: str) -> None:
-        box = QCheckBox(words)
+        box = Check(words)
         setattr(self, name, box)
         box.toggled.connect(lambda on: self.settings.set(name, on))
         self._show.append(lambda: box.setChecked(self.settings.get(name)))
@@ -253,7 +282,8 @@ class SettingsPage(QDialog):
         self._line(words, combo)
 
     def _choose(self) -> None:
-        chosen = QFileDialog.getExistingDirectory(self, "Pictures Folder", self.settings.get("pictures") or self._pictures)
+        before = self.settings.get("pictures") or self._pictures
+        chosen = QFileDialog.getExistingDirectory(self, "Pictures Folder", before)
         if chosen:
             self.settings.set("pictures", chosen)
 

@@ -112,6 +112,11 @@ class Item:
         return (self.folder or self.path) if self.origin == "added" else self.name
 
 
+def _fits(item: Item, words: list[str]) -> bool:
+    text = f"{item.name} {item.about} {item.path}".lower()
+    return all(word in text for word in words)
+
+
 def gigabytes(size: int | None) -> str:
     """Bytes on disk for people."""
     if not size:
@@ -122,7 +127,9 @@ def gigabytes(size: int | None) -> str:
     return f"{size} bytes"
 
 
-ORDER = {"running": 0, "stopped": 1, "ready": 2, "part": 3, "LoRA": 4, "textual inversion": 5, "damaged": 6, "not there": 7}
+ORDER = {
+    "running": 0, "stopped": 1, "ready": 2, "part": 3, "LoRA": 4, "textual inversion": 5, "damaged": 6, "not there": 7,
+}  # fmt: skip
 
 
 class Role(IntEnum):
@@ -176,8 +183,8 @@ class Shelf(QAbstractListModel):
     def _sort(self) -> None:
         words = self._search.lower().split()
         items = [*self.tasks.values(), *self.models]
-        found = [item for item in items if all(word in f"{item.name} {item.about} {item.path}".lower() for word in words)]
-        found.sort(key=lambda item: (ORDER.get(item.state, 8), item.origin != "embedded", item.title.lower(), item.path))
+        found = [item for item in items if _fits(item, words)]
+        found.sort(key=lambda item: (ORDER.get(item.state, 8), item.origin != "embedded", item.title.lower()))
         if found != self._shown:
             self.beginResetModel()
             self._shown = found

@@ -82,7 +82,6 @@ class Talk(QObject):
         self._waiting.clear()
         if process is None:
             return
-        process.disconnect(self)
         if process.state() == QProcess.ProcessState.NotRunning:
             process.deleteLater()
             return
@@ -146,5 +145,6 @@ class Talk(QObject):
         self._waiting.clear()
         last = self.log[-1] if self.log else f"code {code}"
         for name, (hear, _) in heard.items():
-            hear({"ev": "error", "id": name, "kind": "crash", "message": f"The worker ended: {last}", "details": log}, b"")
+            what = {"kind": "crash", "message": f"The worker ended: {last}", "details": log}
+            hear({"ev": "error", "id": name, **what}, b"")
         self.gone.emit(code, log)

@@ -27,19 +27,20 @@ def places(found: Found) -> list[tuple[Place, str, str]]:
     """The places of this machine: where, title, facts. What is taken by itself comes first and is automatic."""
     rows: list[tuple[Place, str, str]] = []
     for backend in found.backends:
-        for device in backend.get("devices") or () if backend.get("ready") else ():
+        devices = [str(device) for device in backend.get("devices") or () if backend.get("ready")]
+        for device in devices:
             auto = found.auto or {}
-            own = auto.get("device") or backend.get("devices")[0]
+            own = auto.get("device") or devices[0]
             taken = auto.get("backend") == backend.get("name") and own == device
-            place = Place() if taken else Place(str(backend["name"]), str(device))
+            place = Place() if taken else Place(str(backend["name"]), device)
             title = {"mlx": "MLX", "torch": "PyTorch"}.get(str(backend["name"]), str(backend["name"]))
             if device == "cpu":
                 title += ", CPU (slow)"
-            elif str(device).startswith("cuda"):
-                title += f", {str(device).upper()}"
+            elif device.startswith("cuda"):
+                title += f", {device.upper()}"
             elif backend["name"] == "torch":
                 title += f", {device}"
-            first = device == backend.get("devices")[0]
+            first = device == devices[0]
             facts = [backend.get("device_name") if first else "", memory(backend.get("memory")) if first else "",
                      f"version {backend.get('version')}", count(found.models)]  # fmt: skip
             rows.append((place, title, " · ".join(str(fact) for fact in facts if fact)))
@@ -98,11 +99,12 @@ class BackendPopover(QFrame):
         self._test: Probe | None = None
         self._here: Found | None = None
         self._seen: dict[str, str] = {}  # what hosts said, by host
+        self._below: QWidget | None = None  # what it stands above, also while it grows
         self.rows: list[Row] = []
         self._group = QButtonGroup(self)
         self._group.buttonToggled.connect(self._toggled)
 
-        layout = QVBoxLayout(self)
+        self._layout = layout = QVBoxLayout(self)
         layout.setContentsMargins(16, 14, 16, 14)
         layout.setSpacing(10)
         heading = QLabel("Where pictures are made")
@@ -142,9 +144,9 @@ class BackendPopover(QFrame):
 
     def open_at(self, widget: QWidget) -> None:
         """Show it above a widget, and ask this machine what it has."""
+        self._below = widget
         self.ask()
-        self.adjustSize()
-        self.move(widget.mapToGlobal(QPoint(0, -self.height() - 6)))
+        self._fit()
         self.show()
 
     def ask(self) -> None:
@@ -272,5 +274,7 @@ class BackendPopover(QFrame):
         self._fit()
 
     def _fit(self) -> None:
-        self.layout().activate()
-        self.setFixedHeight(max(self.layout().totalHeightForWidth(WIDTH), 1))
+        self._layout.activate()
+        self.setFixedHeight(max(self._layout.totalHeightForWidth(WIDTH), 1))
+        if self._below is not None:
+            self.move(self._below.mapToGlobal(QPoint(0, -self.height() - 6)))

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from PySide6.QtCore import QFile, QModelIndex, QPersistentModelIndex, QRectF, QSize, Qt, QUrl, Signal
+from PySide6.QtCore import QFile, QRectF, QSize, Qt, QUrl, Signal
 from PySide6.QtGui import (
     QColor,
     QDesktopServices,
@@ -40,7 +40,7 @@ from PySide6.QtWidgets import (
 )
 
 from . import theme
-from .shelf import Item, Keeper, Role, gigabytes
+from .shelf import Index, Item, Keeper, Role, gigabytes
 from .widgets import Combo, Elided, restyle
 
 CHECKPOINTS = "Checkpoints (*.safetensors *.ckpt *.gguf *.pt *.pth *.bin);;All files (*)"
@@ -65,11 +65,11 @@ FORMS = (
 class Row(QStyledItemDelegate):
     """Paints a model: name and size, below what it is or what is wrong; a bar while it is under way."""
 
-    def sizeHint(self, option: QStyleOptionViewItem, index: QModelIndex | QPersistentModelIndex) -> QSize:  # noqa: N802
+    def sizeHint(self, option: QStyleOptionViewItem, index: Index) -> QSize:  # noqa: N802
         """All are of one height."""
         return QSize(200, 2 * option.fontMetrics.lineSpacing() + 20)
 
-    def paint(self, painter: QPainter, option: QStyleOptionViewItem, index: QModelIndex | QPersistentModelIndex) -> None:
+    def paint(self, painter: QPainter, option: QStyleOptionViewItem, index: Index) -> None:
         """In the colours of the scheme."""
         item: Item = index.data(Role.ITEM)
         c, palette = theme.colours(), option.palette
@@ -152,14 +152,14 @@ class ModelSheet(QDialog):
     # Pages.
 
     def _list_page(self) -> QWidget:
-        page, layout = _page("Models")
+        page, layout, top = _page("Models")
         self.search = QLineEdit()
         self.search.setPlaceholderText("Search models")
         self.search.setAccessibleName("Search models")
         self.search.setClearButtonEnabled(True)
         self.search.setFixedWidth(220)
         self.search.textChanged.connect(self.keeper.shelf.search)
-        layout.itemAt(0).layout().addWidget(self.search)
+        top.addWidget(self.search)
 
         self.card = QFrame()
         self.card.setObjectName("notice")
@@ -220,7 +220,7 @@ class ModelSheet(QDialog):
         return page
 
     def _get_page(self) -> QWidget:
-        page, layout = _page("Get a Model")
+        page, layout, _ = _page("Get a Model")
         grid = QGridLayout()
         grid.setHorizontalSpacing(16)
         grid.setVerticalSpacing(2)
@@ -263,8 +263,8 @@ class ModelSheet(QDialog):
         field.addWidget(self.wanted, 1)
         field.addWidget(self.download_button)
         layout.addLayout(field)
-        note = QLabel("A download that is cut goes on where it stopped. You can also load a file in a browser and drop it "
-                      "onto this sheet. Read a model’s licence on its page before you use it.")  # fmt: skip
+        note = QLabel("A download that is cut goes on where it stopped. You can also load a file in a browser and drop "
+                      "it onto this sheet. Read a model’s licence on its page before you use it.")  # fmt: skip
         note.setProperty("quiet", True)
         note.setWordWrap(True)
         layout.addWidget(note)
@@ -273,7 +273,7 @@ class ModelSheet(QDialog):
         return page
 
     def _convert_page(self) -> QWidget:
-        page, layout = _page("Convert")
+        page, layout, _ = _page("Convert")
         self.convert_about = QLabel()
         self.convert_about.setWordWrap(True)
         layout.addWidget(self.convert_about)
@@ -305,7 +305,7 @@ class ModelSheet(QDialog):
         return page
 
     def _report_page(self) -> QWidget:
-        page, layout = _page("Converted")
+        page, layout, _ = _page("Converted")
         self.report = QPlainTextEdit()
         self.report.setReadOnly(True)
         self.report.setAccessibleName("What the converter wrote")
@@ -522,7 +522,7 @@ def _reveal_words() -> str:
     return {"darwin": "Show in Finder", "win32": "Show in Explorer"}.get(sys.platform, "Show in Folder")
 
 
-def _page(title: str) -> tuple[QWidget, QVBoxLayout]:
+def _page(title: str) -> tuple[QWidget, QVBoxLayout, QHBoxLayout]:
     page = QWidget()
     layout = QVBoxLayout(page)
     layout.setContentsMargins(0, 0, 0, 0)
@@ -533,7 +533,7 @@ def _page(title: str) -> tuple[QWidget, QVBoxLayout]:
     top.addWidget(heading)
     top.addStretch(1)
     layout.addLayout(top)
-    return page, layout
+    return page, layout, top
 
 
 def _button(words: str, do: Any, primary: bool = False) -> QPushButton:

@@ -20,6 +20,7 @@ Command = tuple[str, list[str], dict[str, str]]
 
 HOST = re.compile(r"(?!-)[\w.@:-]+", re.ASCII)
 SSH = ["-T", "-o", "BatchMode=yes", "-o", "ServerAliveInterval=15", "-o", "ConnectTimeout=8"]
+FOR_GOOD = 10**8  # seconds: three years
 PATIENCE = 40.0  # seconds for a machine to say all about itself: it may have to import torch
 
 
@@ -46,13 +47,13 @@ class Place:
             return cls(first, rest or None)
         return cls()
 
-    def command(self) -> Command:
-        """The program that is its worker."""
-        if self.host:
-            return ssh(self.host)
-        program, arguments, environment = worker_command()
-        chosen = [] if self.backend == "auto" else ["--backend", self.backend]
-        return program, [*arguments, *chosen, *(["--device", self.device] if self.device else [])], environment
+    def command(self, keep: int = 10) -> Command:
+        """The program that is its worker. `keep`: minutes that a model stays in memory unused; -1: for good."""
+        program, arguments, environment = ssh(self.host) if self.host else worker_command()
+        more = [] if self.backend == "auto" else ["--backend", self.backend]
+        more += ["--device", self.device] if self.device else []
+        more += [] if keep == 10 else ["--idle", str(FOR_GOOD if keep < 0 else 60 * keep)]
+        return program, [*arguments, *more], environment
 
     @property
     def preview(self) -> str:
@@ -92,7 +93,7 @@ FAILURES = (
 )  # fmt: skip
 
 
-def explained(host: str, log: str, code: int | None = None) -> str:
+def explained(host: str, log: str, code: int) -> str:
     """A sentence for what ssh said before it failed."""
     name = host.rpartition("@")[2]
     # The key that changed is said in a banner, with the failed verification after it: the first that fits in this order
@@ -101,7 +102,7 @@ def explained(host: str, log: str, code: int | None = None) -> str:
         if re.search(pattern, log, re.IGNORECASE):
             return sentence.format(name=name, host=host)
     last = next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "")
-    ending = f"it said: {last[:200]}" if last else f"ssh ended with code {code}" if code is not None else "it said nothing"
+    ending = f"it said: {last[:200]}" if last else f"ssh ended with code {code}"
     return f"No connection to ‘{name}’: {ending}"
 
 
@@ -120,7 +121,8 @@ class Found:
     @property
     def line(self) -> str:
         """In one line: "RTX 4090 · 24 GB · mlxldm 0.3 · 12 models"."""
-        return " · ".join(filter(None, (self.device, memory(self.memory), f"mlxldm {self.version}", count(self.models))))
+        facts = (self.device, memory(self.memory), f"mlxldm {self.version}", count(self.models))
+        return " · ".join(filter(None, facts))
 
 
 def memory(size: int | None) -> str:
@@ -194,20 +196,22 @@ class Probe(QObject):
         device = str(ready.get("device_name") or ready.get("device") or "unknown device")
         self.stop()
         self.found.emit(Found(
-            {"cpu": "CPU"}.get(device, device), str(ready.get("backend")), ready.get("memory"), str(ready.get("version")),
-            models, tuple(backends.get("backends") or ()), backends.get("auto"),
+            {"cpu": "CPU"}.get(device, device), str(ready.get("backend")), ready.get("memory"),
+            str(ready.get("version")), models, tuple(backends.get("backends") or ()), backends.get("auto"),
         ))  # fmt: skip
 
     def _other_version(self, message: dict[str, Any]) -> str:
         where = f"‘{self._place.host}’ has" if self._place.host else "This machine has"
         own = f" {self._version}" if self._version else ""
-        return f"{where} mlxldm {message.get('version')}, which speaks another protocol than this app{own}: install the same version on both."
+        return (f"{where} mlxldm {message.get('version')}, which speaks another protocol than this app{own}: install "
+                f"the same version on both.")  # fmt: skip
 
     def _gone(self, code: int, log: str) -> None:
         if self._place.host:
             self._fail(explained(self._place.host, log, code))
         else:
-            self._fail(f"The worker did not start here: {log.strip().splitlines()[-1][:200] if log.strip() else f'code {code}'}")
+            last = log.strip().splitlines()[-1][:200] if log.strip() else f"code {code}"
+            self._fail(f"The worker did not start here: {last}")
 
     def _late(self) -> None:
         where = f"‘{self._place.host.rpartition('@')[2]}’" if self._place.host else "This machine"

@@ -82,8 +82,10 @@ class Settings(QObject):
             self.changed.emit(name, value)
 
     def reset(self) -> None:
-        """All as at first."""
+        """All as at first, but for the other machines and the choice of one: those are nobody's defaults."""
         for name, setting in SETTINGS.items():
+            if name in ("hosts", "place"):
+                continue
             before = self.get(name)
             self._store.remove(name)
             if before != setting.default:
@@ -203,12 +205,13 @@ class SettingsPage(QDialog):
         self.example = QLabel()
         self.example.setWordWrap(True)
         self._line("", self.example)
-        self._show.append(lambda: (self.pattern.setText(settings.get("pattern")), self._example()))
+        self._show += [lambda: self.pattern.setText(settings.get("pattern")), self._example]
         self._check("inside", "Keep a picture’s settings in its file, so that it can be made again")
         self._check("jpeg", "Write a JPEG beside every PNG")
 
         self._section("Drawing")
-        self._choice("memory", "Memory", ["Automatic", *(f"At most {one} GB" for one in SETTINGS["memory"].allowed[1:])])
+        limits = [f"At most {one} GB" for one in SETTINGS["memory"].allowed[1:]]
+        self._choice("memory", "Memory", ["Automatic", *limits])
         self._choice("previews", "Previews", ["Every step", "Every third step", "None"])
         self._choice("keep", "Keep the model", ["10 minutes after the last picture", "Always", "Never"])
         self._line("Models", QLabel("Where checkpoints lie"), _button("Models…", self.models_wanted.emit))
@@ -227,7 +230,7 @@ class SettingsPage(QDialog):
         layout.addLayout(grid)
         layout.addStretch(1)
         bottom = QHBoxLayout()
-        self.reset_button = _button("Reset All", self._reset)
+        self.reset_button = _button("Reset", self._reset)
         self.done_button = _button("Done", self.accept)
         bottom.addWidget(self.reset_button)
         bottom.addStretch(1)

@@ -23,7 +23,8 @@ FAMILIES = {
     "ldm": "Latent Diffusion",
 }  # fmt: skip
 TASKS = {
-    "text-to-image": "pictures of words", "inpaint": "inpainting", "edit": "edits as told", "depth": "pictures over depth",
+    "text-to-image": "pictures of words", "inpaint": "inpainting", "edit": "edits as told",
+    "depth": "pictures over depth",
     "super-resolution": "makes pictures larger", "unconditional": "pictures of one kind",
     "class-to-image": "pictures of a class", "semantic": "pictures of maps", "layout": "pictures of boxes",
     "retrieval": "pictures like others", "part": "one part of a model",
@@ -83,7 +84,7 @@ class Item:
         """What is wrong with it, in a sentence; empty for nothing."""
         if self.state == "not there":
             what = "folder" if self.folder == self.path or self.origin == "added" else "model"
-            return f"This {what} is not there now. Connect its disk, and it can be used again; if it moved, add it again."
+            return f"This {what} is not there now. Connect its disk, and it is back; if it moved, add it again."
         if self.state == "damaged":
             return self.why or "Its files are damaged: download or convert it again."
         return self.why if self.state in ("no", "stopped") else ""
@@ -97,7 +98,7 @@ class Item:
     def place(self) -> str:
         """Where it is, with ~ for home."""
         home = os.path.expanduser("~")
-        return "~" + self.path[len(home):] if self.path.startswith(home + os.sep) else self.path
+        return "~" + self.path[len(home) :] if self.path.startswith(home + os.sep) else self.path
 
     @property
     def usable(self) -> bool:

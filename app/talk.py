@@ -96,7 +96,7 @@ class Talk(QObject):
         if process is None:
             return
         try:
-            messages = self._frames.feed(process.readAllStandardOutput().data())
+            messages = self._frames.feed(bytes(process.readAllStandardOutput().data()))
         except Broken as error:
             self.log.append(str(error))
             process.kill()
@@ -122,7 +122,7 @@ class Talk(QObject):
 
     def _read_log(self) -> None:
         if self._process is not None:
-            text = self._process.readAllStandardError().data().decode("utf-8", "replace")
+            text = bytes(self._process.readAllStandardError().data()).decode("utf-8", "replace")
             self.log.extend(line[:2000] for line in text.splitlines())
 
     def _failed(self, error: QProcess.ProcessError) -> None:

@@ -74,6 +74,7 @@ def test_places_of_this_machine_are_arguments_of_its_worker():
     program, arguments, _ = Place("torch", "cuda:1").command()
     assert program == sys.executable and arguments[-5:] == ["worker", "--backend", "torch", "--device", "cuda:1"]
     assert Place().command() == client.worker_command()
+    assert Place().command(keep=0)[1][-2:] == ["--idle", "0"] and Place(host="x").command(keep=-1)[1][-2] == "--idle"
     for place in (Place(), Place("mlx", "cpu"), Place("torch", "cuda:0"), Place("torch")):
         assert Place.of(place.key) == place
     assert Place.of("torch rm") == Place.of("other cpu") == Place()
@@ -128,7 +129,7 @@ def test_another_machine_says_what_it_has(fake_ssh):
     ("echo 'bash: mlxldm: command not found' >&2; exit 127", "mlxldm was not found on ‘studio’"),
     ("echo 'Permission denied (publickey).' >&2; exit 255", "ssh-copy-id me@studio"),
     ("""echo '{"ev": "ready", "protocol": 2, "version": "9.0"}'; cat >/dev/null""", "mlxldm 9.0, which speaks another"),
-    ("""echo '{"ev": "error", "id": null, "kind": "wish", "message": "Neither is here."}'; exit 2""", "Neither is here."),
+    ("""echo '{"ev": "error", "id": null, "kind": "wish", "message": "Nothing here."}'; exit 2""", "Nothing here."),
     ("echo hello; exit 0", "it said: hello"),
     ("sleep 60", "did not answer within"),
 ])  # fmt: skip

@@ -34,7 +34,9 @@ def test_values_keep_their_types_over_a_restart(store: QSettings):
     again = Settings(QSettings(store.fileName(), QSettings.Format.IniFormat))
     assert {name: again.get(name) for name in wanted} == wanted
     again.reset()
-    assert all(again.get(name) == setting.default for name, setting in SETTINGS.items())
+    kept = ("hosts", "place")
+    assert all(again.get(name) == setting.default for name, setting in SETTINGS.items() if name not in kept)
+    assert again.get("hosts") == wanted["hosts"], "other machines are no defaults"
 
 
 @pytest.mark.parametrize(("name", "value"), [("memory", 7), ("memory", "8"), ("inside", 1), ("previews", "often"),

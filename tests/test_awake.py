@@ -34,7 +34,11 @@ void *objc_msgSend(void *self, void *selector, uint64_t one, void *two) {
         say(line);
         return strdup("activity");
     }
-    if (!strcmp(name, "endActivity:")) { snprintf(line, 400, "%s ends %s", (char *)self, (char *)one); say(line); return 0; }
+    if (!strcmp(name, "endActivity:")) {
+        snprintf(line, 400, "%s ends %s", (char *)self, (char *)one);
+        say(line);
+        return 0;
+    }
     snprintf(line, 400, "%s %s", name, (char *)self); say(line);
     return self;
 }

@@ -1,7 +1,8 @@
 """Check that a built macOS app has what MLX needs: `mlx.metallib` beside `libmlx.dylib`, each exactly once.
 
-MLX looks for its Metal library beside the file that holds it; a bundle that moved or doubled either starts, and fails at
-the first picture. `python tools/verify_bundle.py build/mlxldm/macos/app/mlxldm.app`: exit code 0, or 1 with the reasons.
+MLX looks for its Metal library beside the file that holds it; a bundle that moved or doubled either starts, and fails
+at the first picture. `python tools/verify_bundle.py build/mlxldm-desktop/macos/app/mlxldm.app` ends with code 0, or
+with 1 and the reasons.
 """
 
 from __future__ import annotations

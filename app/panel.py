@@ -102,7 +102,7 @@ class Panel(QWidget):
         self.count.setRange(1, MOST)
         self.count.setPrefix("× ")
         self.count.setAccessibleName("How many pictures")
-        self.count.setFixedWidth(54)
+        self.count.setFixedWidth(62)
         roomy(self.count)
         self._custom = QWidget()
         self.width_box, self.height_box = QSpinBox(), QSpinBox()

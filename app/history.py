@@ -17,9 +17,14 @@ from typing import Any, NamedTuple
 
 from mlxldm.job import Job
 
-VERSION = 1
+VERSION = 2
 
-SCHEMA = """
+# With an index of beginnings: a letter begins words in every prompt, whose lists would else be joined at every search.
+WORDS = """
+CREATE VIRTUAL TABLE words USING fts5(prompt, content='image', content_rowid='id', prefix='1 2',
+    tokenize='unicode61 remove_diacritics 2');
+"""
+SCHEMA = f"""
 CREATE TABLE job (
     id INTEGER PRIMARY KEY AUTOINCREMENT, pos REAL NOT NULL, state TEXT NOT NULL, params TEXT NOT NULL,
     count INTEGER NOT NULL, done INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL, error TEXT,
@@ -29,8 +34,7 @@ CREATE TABLE image (
     h INTEGER NOT NULL, prompt TEXT NOT NULL, seed INTEGER, model TEXT, params TEXT NOT NULL,
     fav INTEGER NOT NULL DEFAULT 0, missing INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX image_newest ON image (mtime DESC) WHERE missing = 0;
-CREATE VIRTUAL TABLE words USING fts5(prompt, content='image', content_rowid='id', 
-    tokenize='unicode61 remove_diacritics 2');
+{WORDS}
 CREATE TRIGGER image_added AFTER INSERT ON image BEGIN
     INSERT INTO words(rowid, prompt) VALUES (new.id, new.prompt); END;
 CREATE TRIGGER image_gone AFTER DELETE ON image BEGIN
@@ -110,6 +114,9 @@ class History:
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
                 db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+            elif version == 1:  # whose words were indexed without their beginnings
+                again = "DROP TABLE words;" + WORDS + "INSERT INTO words(words) VALUES ('rebuild');"
+                db.executescript(f"BEGIN IMMEDIATE; {again} PRAGMA user_version = {VERSION}; COMMIT;")
             elif version != VERSION:
                 raise sqlite3.DatabaseError(f"version {version}")
         except sqlite3.DatabaseError:
@@ -168,7 +175,9 @@ class History:
         terms = [f'"{part}"*' for word in words for part in word.split()]
         if not terms:
             return None
-        return {row[0] for row in self._db.execute("SELECT rowid FROM words WHERE words MATCH ?", (" ".join(terms),))}
+        query = "SELECT group_concat(rowid) FROM words WHERE words MATCH ?"  # one row: a third of the time of many
+        (numbers,) = self._db.execute(query, (" ".join(terms),)).fetchone()
+        return set(map(int, numbers.split(","))) if numbers else set()
 
     def record(self, number: int) -> dict[str, Any]:
         """What a picture's file says of how it was made."""

@@ -230,7 +230,9 @@ def _generate_arguments(parser: Parser) -> None:
     other.add_argument("--box", action="append", metavar="LABEL:X0,Y0,X1,Y1",
                        help="for models that draw by boxes: what is where, in parts of it; again for each")  # fmt: skip
     other.add_argument("--boxes", metavar="JSON", help='a file of them: [{"label": "Dog", "box": [0, 0, 0.5, 1]}, ...]')
-    other.add_argument("--semantic", metavar="PNG", help="for models that take one: a map of labels (COCO-Stuff's)")
+    other.add_argument(
+        "--semantic", metavar="PNG", help="for models that take one: a map of COCO-Stuff's labels (docs/models.md)"
+    )
     other.add_argument("--database", metavar="FOLDER", help="for models that look at pictures: where to find some")
     other.add_argument("--neighbours", type=whole, metavar="N", help="how many of them to look at; default 10")
     other.add_argument("--clip", metavar="FOLDER|ID", help="the CLIP that finds them: openai/clip-vit-large-patch14")

@@ -429,7 +429,7 @@ WRONG = [
     ("ldm-layout", {"boxes": box(0, 0, 1, 1, label=59)}, "no label 59"),
     ("ldm-layout", {"prompt": "x"}, "has a prompt, but .* draws by boxes"),
     ("ldm-semantic", {"semantic": None}, "give a PNG whose pixels are numbers of labels, from 0 to 4"),
-    ("ldm-semantic", {"semantic": "picture"}, "has colours or is transparent, but a map"),
+    ("ldm-semantic", {"semantic": "picture"}, "is none of PASCAL VOC.s colour map"),
     ("ldm-semantic", {"semantic": "mask"}, "has the label 255"),
     ("ldm-semantic", {"semantic": "none.png"}, "There is no file 'none.png'"),
     ("ldm-semantic", {"guidance": 7.0}, "knows no guidance"),

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mlxldm.errors import UserError
-from mlxldm.semantic import load_labels, read_labels
+from mlxldm.semantic import load_labels, palette, read_labels
 
 MAP = np.array([[0, 1, 181], [90, 91, 5]], np.uint8)
 
@@ -51,6 +51,19 @@ def test_a_map_is_stretched_without_mixing_labels(tmp_path):
     assert set(np.unique(load_labels(striped, 5, 3, 182).argmax(-1))) <= {10, 170}
 
 
+def test_colours_are_pascal_vocs(tmp_path):
+    # As PASCAL VOC's development kit shows its first classes, and void.
+    known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 4: (0, 0, 128), 8: (64, 0, 0),
+             15: (192, 128, 128), 20: (0, 64, 128), 255: (224, 224, 192)}  # fmt: skip
+    colours = palette()
+    assert {number: tuple(colours[number].tolist()) for number in known} == known
+    assert len(np.unique(colours, axis=0)) == 256
+    assert np.array_equal(read_labels(saved(tmp_path / "map.png", colours[MAP]), 182), MAP)
+    everything = np.arange(182, dtype=np.uint8).reshape(14, 13)
+    opaque = np.dstack([colours[everything], np.full_like(everything, 255)])
+    assert np.array_equal(read_labels(saved(tmp_path / "all.png", opaque), 182), everything)
+
+
 def test_black_and_white_are_labels_zero_and_one(tmp_path):
     path = tmp_path / "map.png"
     Image.fromarray(np.array([[False, True]])).save(path)
@@ -62,8 +75,8 @@ def test_what_is_no_map_for_the_model_is_said_in_one_sentence(tmp_path):
     colours[0, 0] = 200, 30, 40
     glass = np.dstack([MAP, np.full_like(MAP, 100)])
     cases = {
-        "colours": (saved(tmp_path / "a.png", colours), 182, "has colours or is transparent, but a map"),
-        "glass": (saved(tmp_path / "b.png", glass), 182, "has colours or is transparent, but a map"),
+        "colours": (saved(tmp_path / "a.png", colours), 182, r"has the colour #c81e28 \(at 0, 0\), which is none of"),
+        "glass": (saved(tmp_path / "b.png", glass), 182, "is transparent or no map"),
         "182": (saved(tmp_path / "c.png", MAP + 1), 182, r"has the label 182, but the model knows 0 to 181"),
         "five": (saved(tmp_path / "d.png", MAP), 5, r"has the label 5, 90, 91, 181, but the model knows 0 to 4"),
         "void": (saved(tmp_path / "e.png", np.where(MAP == 1, 255, MAP).astype(np.uint8)), 182, "mark for pixels"),

@@ -6,9 +6,7 @@ What this process is, is decided before Qt is imported: a worker has no window a
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import multiprocessing
+import linecache
 import os
 import runpy
 import sys
@@ -23,7 +21,10 @@ NO_QT = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Start. Exit code 0; 2 where Qt is missing; the worker's own with `--worker`; 1 where `--smoke` did not work."""
-    multiprocessing.freeze_support()
+    if getattr(sys, "frozen", False):
+        import multiprocessing
+
+        multiprocessing.freeze_support()
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--worker" in arguments:
         sys.argv = [sys.argv[0]]
@@ -45,75 +46,43 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _window(files: list[str], smoke: bool) -> int:
-    import tempfile
-
     from PySide6.QtCore import QTimer
     from PySide6.QtWidgets import QApplication
 
     if smoke:  # not among a person's pictures, and with no queue but its own
+        import tempfile
+
         place = tempfile.TemporaryDirectory(prefix="mlxldm-smoke-", ignore_cleanup_errors=True)
         os.environ["MLXLDM_HOME"] = place.name
     app = QApplication(sys.argv[:1])
     app.setApplicationName("mlxldm")  # and no organization, or every place would be called twice
     app.setApplicationDisplayName("mlxldm")
-    server = None
-    if not smoke:
-        server = _alone(files)
-        if server is None:
-            return 0
-    from . import places, theme
+    from . import alone, places, theme
+
+    first = alone.lock(places.data())
+    if first is None:
+        alone.hand_over(places.data(), files)
+        return 0
+    handed = alone.Handed(places.data(), app)
     from .window import Window
 
     theme.apply(app, str(places.settings().value("appearance", "system")))
+    linecache.clearcache()  # PySide read the sources of all modules into it, to see which of them use Qt
     window = Window()
     window.show()
-    if server is not None:
-        server.newConnection.connect(lambda: _take(server, window))
+    handed.came.connect(lambda files: _come(window, files))
     for path in files:
         QTimer.singleShot(0, lambda path=path: window.take_file(path))
     return _smoke(app, window) if smoke else app.exec()
 
 
-def _alone(files: list[str]):
-    """A server that other starts speak to; None if there is one already, which then shows these files."""
-    from PySide6.QtNetwork import QLocalServer, QLocalSocket
-
-    from . import places
-
-    name = "mlxldm-" + hashlib.sha1(str(places.data()).encode()).hexdigest()[:16]
-    socket = QLocalSocket()
-    socket.connectToServer(name)
-    if socket.waitForConnected(300):
-        socket.write(json.dumps(files).encode() + b"\n")
-        socket.waitForBytesWritten(1000)
-        socket.disconnectFromServer()
-        return None
-    server = QLocalServer()
-    server.setSocketOptions(QLocalServer.SocketOption.UserAccessOption)
-    if not server.listen(name):
-        QLocalServer.removeServer(name)  # of one that crashed
-        server.listen(name)
-    return server
-
-
-def _take(server, window) -> None:
-    """Another start: come to the front, with what it was given."""
-    socket = server.nextPendingConnection()
-
-    def read() -> None:
-        if socket.canReadLine():
-            try:
-                files = json.loads(socket.readLine().data())
-            except ValueError:
-                files = []
-            window.showNormal() if window.isMinimized() else window.show()
-            window.raise_()
-            window.activateWindow()
-            for path in files if isinstance(files, list) else []:
-                window.take_file(str(path))
-
-    socket.readyRead.connect(read)
-    read()
+def _come(window, files: list[str]) -> None:
+    """Another start: to the front, with what it was given."""
+    window.showNormal() if window.isMinimized() else window.show()
+    window.raise_()
+    window.activateWindow()
+    for path in files:
+        window.take_file(path)
 
 
 def _smoke(app, window) -> int:

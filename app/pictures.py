@@ -6,7 +6,6 @@ Also the input pictures of jobs, and the scan that makes the index from the file
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from PySide6.QtCore import QObject, Signal
 from PySide6.QtGui import QImageReader
 
 from .history import Found, History
+from .places import digest
 
 CHUNK = "mlxldm"  # the text in a PNG that has the job and what made it
 INPUTS = ("image", "mask", "depth", "semantic")  # fields of a job that name a picture
@@ -54,7 +54,7 @@ def slug(prompt: str) -> str:
 def keep_input(folder: Path, data: bytes) -> Path:
     """An input picture of a job that waits, by what is in it."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{hashlib.sha256(data).hexdigest()[:32]}.png"
+    path = folder / f"{digest(data)[:32]}.png"
     if not path.exists():
         _write(path, data)
     return path

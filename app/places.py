@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from PySide6.QtCore import QSettings, QStandardPaths
+from PySide6.QtCore import QCryptographicHash, QSettings, QStandardPaths
 
 Standard = QStandardPaths.StandardLocation
 
@@ -34,6 +34,11 @@ def settings() -> QSettings:
     if os.environ.get("MLXLDM_HOME"):
         return QSettings(str(data() / "settings.ini"), QSettings.Format.IniFormat)
     return QSettings()
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 in hexadecimal. By Qt, which is here already: Python's hashlib loads OpenSSL, four megabytes more."""
+    return QCryptographicHash.hash(data, QCryptographicHash.Algorithm.Sha256).toHex().toStdString()
 
 
 def _place(below_home: str, standard: Standard, *more: str) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -12,6 +11,7 @@ from PySide6.QtCore import QObject, QRunnable, QSize, Qt, QThreadPool, Signal
 from PySide6.QtGui import QImage, QImageReader, QPixmap
 
 from .history import Picture
+from .places import digest
 
 SIDE = 256  # pixels of the shorter side
 KEPT = 600  # in memory
@@ -78,7 +78,7 @@ class Thumbnails(QObject):
 
 def _small(picture: Picture, folder: Path) -> QImage | None:
     """The picture made small, from its kept file if that is of this very picture."""
-    name = hashlib.sha1(f"{picture.path}\n{picture.mtime}".encode()).hexdigest()
+    name = digest(f"{picture.path}\n{picture.mtime}".encode())
     kept = folder / name[:2] / f"{name}.jpg"
     image = QImage(str(kept))
     if not image.isNull():

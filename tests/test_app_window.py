@@ -559,29 +559,6 @@ def test_zoom_stays_where_the_pointer_is(opened, place):
 # The process.
 
 
-def test_qt_keeps_its_references_to_none(opened):
-    """One version of Qt's bindings drops one at each call without a result, and the interpreter dies of it."""
-    application()
-    label = QLabel()
-    before = sys.getrefcount(None)
-    for turn in range(200):
-        label.setText(str(turn))
-    assert abs(sys.getrefcount(None) - before) < 20
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="how much memory a process has is asked of Linux")
-def test_it_starts_with_little(place):
-    code = (
-        "import sys, app.__main__, app.window; from PySide6.QtWidgets import QApplication; a = QApplication([]); "
-        "w = app.window.Window(); w.show(); a.processEvents(); "
-        "print(sorted(n for n in ('numpy', 'PIL', 'mlx', 'torch') if n in sys.modules)); "
-        "print(*[line for line in open('/proc/self/status') if 'VmHWM' in line]); w.close()"
-    )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
-    loaded, _, peak = said.partition("\n")
-    assert loaded == "[]" and int(peak.split()[1]) < 120_000
-
-
 @needs_mlx
 def test_a_picture_from_the_real_worker(place):
     """`--smoke`: the window, the real worker, the embedded model, two steps, a file."""

@@ -216,7 +216,8 @@ class Easel(QLabel):
             for side in handle.sides:
                 centre = QPointF(x.get(side, centre.x()), y.get(side, centre.y()))
             handle.move((centre - QRectF(handle.rect()).center()).toPoint())
-            handle.setVisible(self.extendable and not shown.isEmpty() and self.rect().contains(centre.toPoint()))
+            seen_here = self.rect().contains(centre.toPoint()) or handle.hasFocus()  # hidden, it would lose its keys
+            handle.setVisible(self.extendable and not shown.isEmpty() and seen_here)
 
     # Painting.
 

@@ -23,7 +23,8 @@ class Command:
     checkable: bool = False
 
 
-MENUS = ("&File", "&Edit", "&Picture", "&Queue", "&View", "&Help")
+PAINT, DONE = "&Paint a Mask", "&Done with the Mask"  # what one command says, by whether it is painted now
+MENUS = ("&File", "&Edit", "&Picture", "&Mask", "&Queue", "&View", "&Help")
 
 COMMANDS: tuple[Command | str, ...] = (
     Command("open", "&File", "&Open Picture…", (Key.Open,)),
@@ -53,6 +54,13 @@ COMMANDS: tuple[Command | str, ...] = (
     Command("favourite", "&Picture", "&Favourite", ("Ctrl+D",), checkable=True),
     Command("details", "&Picture", "&Details", ("Ctrl+Shift+I",)),
     Command("trash", "&Picture", "Move to &Trash", ("Backspace", "Delete"), here=True),
+    Command("mask", "&Mask", PAINT, ("Ctrl+I",)),
+    Command("extend", "&Mask", "Paint Be&yond the Edges", ("Ctrl+Shift+E",)),
+    Command("only_masked", "&Mask", "Only the Masked &Area", ("Ctrl+Shift+A",), checkable=True),
+    "&Mask",
+    Command("import_mask", "&Mask", "&Open Mask…"),
+    Command("export_mask", "&Mask", "&Save Mask…"),
+    "&Mask",
     Command("stop", "&Queue", "&Stop", ("Ctrl+.", "Esc")),
     Command("force_stop", "&Queue", "&Force Stop"),
     Command("pause", "&Queue", "&Pause", ("Ctrl+P",)),

@@ -61,8 +61,7 @@ class Entry:
     @property
     def rest(self) -> Job:
         """The job without the pictures that are made."""
-        seed = None if self.job.seed is None else (self.job.seed + self.done) % 2**32
-        return self.job.replace(count=self.job.count - self.done, seed=seed)
+        return self.job.numbered(self.done).replace(count=self.job.count - self.done)
 
 
 class Picture(NamedTuple):

@@ -310,13 +310,17 @@ class MaskPainter(Easel):
         self.tool_changed.emit()
         self.mask_changed.emit()
 
+    def kept(self, key: str) -> Mask | None:
+        """The mask of a picture that was shown under this name; None if none was."""
+        return self._layers.get(key)
+
     def mask_png(self) -> bytes | None:
         """The job's mask, or None if there is nothing to paint."""
         return self.layer.png() if self.layer.covered() else None
 
     def suggests_only_masked(self) -> bool:
         """Whether so little is masked that it is better drawn from near: a job's `only_masked`."""
-        return 0 < self.layer.covered() < FEW
+        return 0 < self.layer.covered() < FEW and self.extension() is None
 
     def set_colour(self, colour: QColor) -> None:
         """The mask's on the screen."""

@@ -45,12 +45,17 @@ class MaskBar(QWidget):
         self._lay_out()
         painter.tool_changed.connect(self._show_tool)
         painter.mask_changed.connect(self._show_mask)
+        painter.extension_changed.connect(lambda _: self._show_mask())
         self._show_tool()
         self._show_mask()
 
     def reset_only_masked(self) -> None:
         """Let it follow the mask again: for another picture."""
-        self._wish = None
+        self.wish_only_masked(None)
+
+    def wish_only_masked(self, on: bool | None) -> None:
+        """What somebody said before; None follows the mask."""
+        self._wish = on
         self._show_mask()
 
     # What it is made of.

@@ -8,12 +8,14 @@ from typing import Any
 
 EMBEDDED = "scenes"
 
-# What a task takes beside its words, and what it has no use for. One that is not listed is shown with everything.
+# What a task takes beside its own. One that is not listed is shown with everything.
 TASKS = {
-    "text-to-image": "prompt negative image",
-    "inpaint": "prompt negative image mask",
+    "text-to-image": "prompt negative image strength mask extend hires",
+    "inpaint": "prompt negative image strength mask extend",
     "edit": "prompt negative image",
-    "depth": "prompt negative image",
+    "depth": "prompt negative image strength hires",
+    "refine": "prompt negative image strength",
+    "upscale": "prompt negative image",
     "super-resolution": "image",
     "unconditional": "",
     "class-to-image": "",
@@ -21,6 +23,9 @@ TASKS = {
     "layout": "",
     "retrieval": "prompt negative",
 }
+FAMILIES = {"ldm-inpaint": "image mask extend"}  # what takes less than its task says
+NEEDS = {"inpaint": "mask", "edit": "image", "refine": "image", "upscale": "image", "super-resolution": "image"}
+ENLARGES = ("upscale", "super-resolution")
 SIDES = {"sd1": 512, "sd2": 768, "sdxl": 1024}  # the usual side of a family, where the model does not say
 
 
@@ -76,10 +81,18 @@ class Model:
         return "\n".join(filter(None, (" · ".join(filter(None, (self.family, size))), self.path, self.why or state)))
 
     def takes(self, what: str) -> bool:
-        """Whether it has a use for `prompt`, `negative`, `image` or `mask`."""
+        """Whether it has a use for a field of a job: `prompt`, `negative`, `image`, `mask`, `extend` ..."""
         if what == "negative" and not self.guided:
             return False
-        return what in TASKS.get(self.task, "prompt negative image mask").split()
+        own = FAMILIES.get(str(self.family), TASKS.get(self.task, TASKS["text-to-image"]))
+        return what in own.split()
+
+    def lacks(self, image: bool, masked: bool) -> str:
+        """What it cannot draw without and is not there yet, as what to do; "" if nothing."""
+        needs = NEEDS.get(self.task)
+        if needs is not None and not image:
+            return "Choose a picture first"
+        return "Paint a mask first" if needs == "mask" and not masked else ""
 
     @property
     def guided(self) -> bool:

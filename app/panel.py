@@ -25,10 +25,10 @@ from mlxldm.job import Job
 
 from . import theme
 from .jobs import MOST, duration
+from .masking import STRENGTHS, Masking
 from .models import Model
 from .widgets import Amount, Choice, Combo, Elided, Text, Well, restyle, roomy
 
-STRENGTH = 0.6
 WAIT = 250  # milliseconds after the last change, before the worker is asked about it
 SAFE = 0.8  # of the memory; above it the estimate is amber
 
@@ -79,7 +79,6 @@ class Panel(QWidget):
         self._models: list[Model] = []
         self._rest = Job()  # what a restored job has and no control shows
         self._image: str | None = None
-        self._mask: str | None = None
         self._quiet = False  # while a job is shown
         self._why_not = ""
         self._running = False
@@ -132,12 +131,13 @@ class Panel(QWidget):
         self.seed = QLineEdit()
         self.seed.setPlaceholderText("Random")
         self.seed.setAccessibleName("Seed")
-        self.seed.setValidator(QRegularExpressionValidator(QRegularExpression(r"\d{0,10}")))
+        self.seed.setValidator(QRegularExpressionValidator(QRegularExpression(r"\d{0,20}")))
         self.take = QToolButton()
         self.take.setAccessibleName("Take the seed of the shown picture")
         self.take.setToolTip("Take the seed of the shown picture")
         self.well = Well("Drop a picture to start from,\nor click to choose one")
         self.strength = Amount("Strength", 0, 1, 2)
+        self.masking = Masking()
         self.backend = QPushButton("Starting…")
         self.backend.setProperty("flat", True)
         self.backend.setProperty("quiet", True)
@@ -150,7 +150,7 @@ class Panel(QWidget):
         self.set_samplers([], [])
         self.steps.set(25)
         self.guidance.set(7.5)
-        self.strength.set(STRENGTH)
+        self.strength.set(STRENGTHS[0])
         self.set_dark()
 
     def _lay_out(self) -> None:
@@ -194,6 +194,7 @@ class Panel(QWidget):
         strength.addWidget(label)
         strength.addWidget(self.strength, 1)
         self._strength_row.hide()
+        self.masking.hide()
 
         inside = QWidget()
         column = QVBoxLayout(inside)
@@ -201,7 +202,8 @@ class Panel(QWidget):
         column.setSpacing(8)
         labels["Steps"].setMinimumWidth(labels["Guidance"].sizeHint().width())
         for item in (self.model, self.prompt, self.counter, self.negative, row, self._custom, self.button,
-                     self.estimate, self.disclosure, self.settings, self.well, self._strength_row):  # fmt: skip
+                     self.estimate, self.disclosure, self.settings, self.well, self._strength_row,
+                     self.masking):  # fmt: skip
             column.addLayout(item) if isinstance(item, QHBoxLayout) else column.addWidget(item)
         column.addStretch(1)
         self._scroll = QScrollArea()
@@ -232,6 +234,7 @@ class Panel(QWidget):
         self.well.dropped.connect(self.picture_dropped)
         self.well.asked.connect(self.choose_picture)
         self.well.cleared.connect(lambda: self.set_image(None))
+        self.masking.changed.connect(self._mask_changed)
         for signal in (self.prompt.textChanged, self.negative.textChanged, self.count.valueChanged,
                        self.seed.textChanged, self.width_box.valueChanged, self.height_box.valueChanged,
                        self.steps.changed, self.guidance.changed, self.strength.changed,
@@ -246,18 +249,19 @@ class Panel(QWidget):
         seed = self.seed.text()
         width, height = self._sides()
         image = self._image if model.takes("image") else None
+        masking = self.masking.fields(*(image is not None and model.takes(what) for what in ("mask", "extend")))
         return self._rest.replace(
             prompt=self.prompt.toPlainText().strip() if model.takes("prompt") else "",
             negative=(self.negative.toPlainText().strip() or None) if model.takes("negative") else None,
             model=None if model.name in ("", "scenes") else model.name,
-            seed=min(int(seed), 2**32 - 1) if seed else None,
+            seed=min(int(seed), 2**64 - 1) if seed else None,
             steps=None if round(self.steps.value) == model.steps else round(self.steps.value),
             guidance=None if not model.guided or self.guidance.value == model.guidance else self.guidance.value,
             sampler=self.sampler.value or None,
             spacing=self.spacing.currentData() or None,
             width=width, height=height, count=self.count.value(),
-            image=image, strength=None if image is None else self.strength.value,
-            mask=self._mask if image is not None and model.takes("mask") else None,
+            image=image, strength=self.strength.value if image is not None and model.takes("strength") else None,
+            **masking,
         )  # fmt: skip
 
     def show_job(self, job: Job) -> None:
@@ -280,11 +284,12 @@ class Panel(QWidget):
             self.guidance.set(model.guidance if job.guidance is None else job.guidance)
             self.sampler.choose(job.sampler or "")
             self.spacing.setCurrentIndex(max(0, self.spacing.findData(job.spacing or "")))
-            self._mask = job.mask if job.mask and Path(job.mask).is_absolute() else None
             self.set_image(job.image if job.image and Path(job.image).is_absolute() else None)
+            self.masking.show_job(job if self._image is not None else Job())
             if job.strength is not None:
                 self.strength.set(job.strength)
             self._show_size(job.width, job.height)
+            self._show_start()
         finally:
             self._quiet = False
         self._changed()
@@ -358,7 +363,7 @@ class Panel(QWidget):
         self.guidance.setVisible(model.guided)
         self._guidance_label.setVisible(model.guided)
         self.well.setVisible(model.takes("image"))
-        self._strength_row.setVisible(model.takes("image") and self._image is not None)
+        self._show_start()
         self._fill_sizes()
         self._changed()
 
@@ -405,6 +410,8 @@ class Panel(QWidget):
     def _sides(self) -> tuple[int | None, int | None]:
         if self.shape.currentData() is None:
             return None, None
+        if self._grows:
+            return None, None
         return max(64, self.width_box.value() // 8 * 8), max(64, self.height_box.value() // 8 * 8)
 
     def _swap(self) -> None:
@@ -425,15 +432,42 @@ class Panel(QWidget):
             if size.isValid() and max(size.width(), size.height()) > 480:
                 reader.setScaledSize(size.scaled(480, 480, Qt.AspectRatioMode.KeepAspectRatio))
             pixmap = QPixmap.fromImage(reader.read())
-        else:
-            self._mask = None
+        if path is None or not self._quiet:
+            self.masking.clear()
         self.well.show_picture(pixmap)
         self.well.setAccessibleDescription("None" if path is None else Path(path).name)
-        self._strength_row.setVisible(path is not None and self.current.takes("image"))
+        self._show_start()
         if (self.shape.itemData(0) is None) != (path is not None):
             self._fill_sizes()
             if path is not None:
                 self.shape.setCurrentIndex(0)
+        self._changed()
+
+    def _show_start(self) -> None:
+        """What goes with a start picture, where there is one and the model has a use for it."""
+        model, there = self.current, self._image is not None
+        self._strength_row.setVisible(there and model.takes("strength"))
+        self.masking.setVisible(there and model.takes("mask"))
+        self.shape.setEnabled(not self._grows)
+
+    @property
+    def _grows(self) -> bool:
+        """Whether the picture is as large as the start picture and what is painted beyond it."""
+        masking, model = self.masking, self.current
+        there = self._image is not None and masking.extend is not None
+        return there and not masking.only and model.takes("extend")
+
+    def usual_strength(self, mask: bool, extend: bool) -> float:
+        """How much of a start picture is changed where nobody says."""
+        return STRENGTHS[2 if extend or self.current.task == "inpaint" else int(mask)]
+
+    def _mask_changed(self) -> None:
+        """Another strength is usual now; one that somebody chose stays."""
+        if self.strength.value in STRENGTHS:
+            self.strength.set(self.usual_strength(self.masking.masked, self.masking.extend is not None))
+        if self._grows:
+            self.shape.setCurrentIndex(0)
+        self._show_start()
         self._changed()
 
     @property
@@ -463,6 +497,8 @@ class Panel(QWidget):
             why = "This model is not here now"
         elif model.takes("prompt") and not self.prompt.toPlainText().strip():
             why = "Describe a picture first"
+        else:
+            why = model.lacks(self._image is not None, self.masking.masked)
         self._why_not = why
         self.button.setEnabled(not why)
         self.button.setText(why or ("Add to queue" if self._running else "Generate"))
@@ -511,6 +547,7 @@ class Panel(QWidget):
         self.take.setIcon(theme.icon("take"))
         self.backend.setIcon(theme.icon("dot", theme.colours().quiet))
         self.well.close_button.setIcon(theme.icon("close"))
+        self.masking.set_dark()
 
     def show_backend(self, text: str, colour: str | None = None) -> None:
         """What makes the pictures, and how it is."""

@@ -29,6 +29,7 @@ from PySide6.QtWidgets import (
     QProgressBar,
     QPushButton,
     QSizePolicy,
+    QStackedWidget,
     QToolButton,
     QVBoxLayout,
     QWidget,
@@ -367,6 +368,7 @@ class Viewer(QWidget):
         self.status = Elided()
         self.status.setProperty("quiet", True)
         self._actions = actions
+        self._needed: QAction | None = None
         self._buttons: list[QPushButton] = []
         below = QHBoxLayout()
         below.setSpacing(8)
@@ -396,7 +398,9 @@ class Viewer(QWidget):
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(0)
-        layout.addWidget(self.canvas, 1)
+        self.pages = QStackedWidget()  # what is in the middle: the picture, or what somebody does with it
+        self.pages.addWidget(self.canvas)
+        layout.addWidget(self.pages, 1)
         layout.addLayout(lower)
         self.setMinimumWidth(320)
         self._follow()
@@ -448,6 +452,11 @@ class Viewer(QWidget):
         self.progress.setSizePolicy(policy)
         self.progress.setVisible(busy)
 
+    def need(self, action: QAction | None) -> None:
+        """A command that has a button however narrow it is; None for no such."""
+        self._needed = action
+        self._follow()
+
     def set_empty(self, empty: bool) -> None:
         """Whether there was never a picture."""
         self.welcome.setVisible(empty)
@@ -459,14 +468,14 @@ class Viewer(QWidget):
         self.canvas.update()
 
     def _follow(self) -> None:
-        """Buttons say what their commands say; where it is narrow, only the first stays."""
+        """Buttons say what their commands say; where it is narrow, only the first stays, and what is needed."""
         narrow = self.width() < NARROW
         for at, (action, button) in enumerate(zip(self._actions, self._buttons, strict=True)):
             text = action.text().replace("&", "")
             if button.text() != text:
                 button.setText(text)
             button.setEnabled(action.isEnabled())
-            button.setVisible(action.isVisible() and (at == 0 or not narrow))
+            button.setVisible(action.isVisible() and (at == 0 or not narrow or action is self._needed))
 
     def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802
         """As many buttons as there is room for."""

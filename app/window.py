@@ -59,11 +59,14 @@ from mlxldm.job import Job
 
 from . import pictures, places, theme
 from .client import Client
-from .commands import COMMANDS, MENUS, Command
+from .commands import COMMANDS, DONE, MENUS, PAINT, Command
 from .errors import Notice
 from .gallery import Gallery, Side
 from .history import History, Picture
+from .inpaint import Inpaint
 from .jobs import Progress, Queue, State
+from .masking import FIELDS as MASKED
+from .masking import STRENGTHS
 from .models import Model, usable
 from .panel import Panel
 from .pictures import Rescan
@@ -148,6 +151,7 @@ class Window(QMainWindow):
         self._rows: list[dict[str, Any]] = []
         self._wanted: Job | None = None  # what was remembered, until its model is known
         self._copied: list[QUrl] = []  # what the clipboard may hold of ours
+        self._start_is_meant = False  # whether a start picture came last, and not another picture to look at
         self._offered = ""  # a picture's file that the bar asks about
         self._closed = False
         self._large: tuple[bool, bool] | None = None
@@ -157,11 +161,13 @@ class Window(QMainWindow):
         act = self.actions_
         self.panel = Panel(self.undo_stack)
         self.viewer = Viewer(
-            [act[name] for name in ("stop", "variations", "upscale")],
+            [act[name] for name in ("stop", "mask", "variations", "upscale")],
             [act["force_stop"], None, act["reuse"], act["reuse_new"], act["make_again"], act["start_from"], None,
              act["favourite"], act["details"], act["copy"], act["copy_prompt"], act["save"], act["reveal"], None,
              act["trash"]],
         )  # fmt: skip
+        self.inpaint = Inpaint(self.panel, self._keep_mask)
+        self.viewer.pages.addWidget(self.inpaint)
         self.side = Side(self.gallery_model, self.queue, self.thumbnails)
         self.split = QSplitter()
         self.split.setHandleWidth(1)
@@ -228,6 +234,8 @@ class Window(QMainWindow):
                     self.viewer.canvas.addAction(self.actions_[command.name])
             else:
                 menus[command].addSeparator()
+        self._mask_actions = self.inpaint.actions_for_menu(self)
+        menus["&Mask"].addActions(self._mask_actions)
         appearance = menus["&View"].addMenu("&Appearance")
         group = QActionGroup(self)
         chosen = str(self.settings.value("appearance", "system"))
@@ -243,10 +251,15 @@ class Window(QMainWindow):
         panel.generate.connect(self._add)
         panel.choose_picture.connect(self.do_open)
         panel.picture_dropped.connect(self.start_from)
+        panel.masking.asked.connect(self.do_edit_mask)
+        panel.changed.connect(self._follow_focus)
         panel.take_seed.connect(self._take_seed)
         panel.recall.connect(self._recall_prompt)
         panel.asks.connect(self._ask)
         panel.disclosure.toggled.connect(self.actions_["settings_shown"].setChecked)
+        self.inpaint.closed.connect(self.leave)
+        self.inpaint.painter.picture_dropped.connect(self.take_file)
+        self.inpaint.bar.only_masked_changed.connect(lambda _: self._follow_focus())
         viewer.example.connect(self._example)
         viewer.bar.acted.connect(self._act)
         viewer.bar.closed.connect(lambda: self.say(None))
@@ -278,12 +291,14 @@ class Window(QMainWindow):
         self._watcher.directoryChanged.connect(lambda _: self._rescan_soon.start())
         app = QApplication.instance()
         if isinstance(app, QApplication):
+            app.focusChanged.connect(lambda *_: self._follow_focus())
             app.styleHints().colorSchemeChanged.connect(lambda _: self._scheme_changed())
 
     # Making pictures.
 
     def _add(self, job: Job, front: bool = False) -> None:
         self._following = True
+        self.leave()
         self.queue.add(job, front)
 
     def do_generate(self) -> None:
@@ -318,7 +333,8 @@ class Window(QMainWindow):
         kept = self._keep_input(self.shown.path)
         if kept is not None:
             width, height = (side * UPSCALE // 8 * 8 for side in (self.shown.width, self.shown.height))
-            self._add(job.replace(image=kept, mask=None, strength=UPSCALE_STRENGTH, width=width, height=height))
+            job = job.replace(**dict.fromkeys(MASKED))
+            self._add(job.replace(image=kept, strength=UPSCALE_STRENGTH, width=width, height=height))
 
     def job_of(self, picture: Picture | None) -> Job | None:
         """The job in a picture, for one picture; None where it has none. Input pictures come along if they are kept."""
@@ -336,7 +352,9 @@ class Window(QMainWindow):
             if name is not None:
                 kept = self.queue.inputs / Path(name).name
                 job = job.replace(**{key: str(kept) if kept.exists() else None})
-        return job if job.image is not None else job.replace(strength=None, mask=None)
+        if job.image is None:
+            return job.replace(strength=None, **dict.fromkeys(MASKED))
+        return job if job.masked else job.replace(**dict.fromkeys(MASKED))
 
     def do_reuse(self) -> None:
         """The controls as they were for the shown picture; one step that can be undone."""
@@ -377,9 +395,13 @@ class Window(QMainWindow):
         """Start from a picture; one step that can be undone."""
         kept = self._keep_input(path)
         if kept is not None:
-            job = self.panel.job()
-            self.panel.restore(job.replace(image=kept, width=None, height=None, strength=job.strength or 0.6),
-                               "Start picture")  # fmt: skip
+            job, mask = self.panel.job(), self.inpaint.mask_for(kept)
+            strength = job.strength
+            if strength is None or strength in STRENGTHS:
+                strength = self.panel.usual_strength(mask is not None, False)
+            job = job.replace(**{**dict.fromkeys(MASKED), "mask": mask})
+            self.panel.restore(job.replace(image=kept, width=None, height=None, strength=strength), "Start picture")
+            self._start_is_meant = True
 
     def _keep_input(self, path: str) -> str | None:
         """A copy of a picture as PNG, so that a job that waits still has it tomorrow."""
@@ -394,6 +416,72 @@ class Window(QMainWindow):
         except (OSError, ValueError) as error:
             self.say(Notice(f"‘{Path(path).name}’ cannot be used as a picture: {error}."))
             return None
+
+    # Masks.
+
+    def _keep_mask(self, data: bytes) -> str | None:
+        try:
+            return str(pictures.keep_input(self.queue.inputs, data))
+        except OSError as error:
+            self.say(Notice(f"The mask was not kept: {error.strerror or error}."))
+            return None
+
+    def do_mask(self) -> None:
+        """Paint on the shown picture, or on the start picture if that came last; or be done with it."""
+        if self.inpaint.isVisible():
+            self.leave()
+            return
+        if self.shown is not None and not (self._start_is_meant and self.panel.image is not None):
+            self.start_from(self.shown.path)
+        self.do_edit_mask()
+
+    def do_edit_mask(self) -> None:
+        """Paint on the start picture."""
+        if self.panel.image is not None and self.panel.current.takes("mask") and self.inpaint.open():
+            self._following, self._start_is_meant = False, True
+            self.viewer.pages.setCurrentWidget(self.inpaint)
+            self.viewer.need(self.actions_["mask"])
+            self.inpaint.painter.setFocus()
+            self._follow()
+
+    def do_extend(self) -> None:
+        """Drag the picture's edges outwards, and let what is new be painted."""
+        if not self.inpaint.isVisible():
+            self.do_mask()
+        if self.inpaint.isVisible():
+            self.inpaint.extend()
+
+    def do_only_masked(self) -> None:
+        """Draw only what lies around the mask, from near."""
+        self.inpaint.bar.only_masked.click()
+
+    def do_import_mask(self) -> None:
+        """Take a mask from a file."""
+        path, _ = QFileDialog.getOpenFileName(self, "Open Mask", str(places.pictures()), FILTER)
+        if path:
+            try:
+                self.inpaint.import_mask(path)
+            except (OSError, ValueError) as error:
+                self.say(Notice(f"‘{Path(path).name}’ was not taken as a mask. {error}"))
+
+    def do_export_mask(self) -> None:
+        """Write the mask into a file."""
+        path, _ = QFileDialog.getSaveFileName(self, "Save Mask", "mask.png", "PNG (*.png)")
+        if path:
+            try:
+                self.inpaint.export_mask(path)
+            except OSError as error:
+                self.say(Notice(f"The mask was not saved: {error.strerror or error}."))
+
+    def leave(self) -> None:
+        """Back to the picture, from whatever was done with it."""
+        if self.viewer.pages.currentWidget() is not self.viewer.canvas:
+            inside = self.viewer.pages.isAncestorOf(self.focusWidget() or self)
+            self.viewer.pages.setCurrentWidget(self.viewer.canvas)
+            self.viewer.need(None)
+            if inside:
+                self.viewer.canvas.setFocus()
+            self._follow()
 
     def take_file(self, path: str) -> None:
         """A file that was dropped, opened or handed over: a picture, or a model."""
@@ -475,10 +563,7 @@ class Window(QMainWindow):
         if not model.usable or not model.name:
             return
         if job.image is not None:
-            size = QImageReader(job.image).size()
-            steps = max(1, round((job.steps or model.steps) * (job.strength or 1.0)))
-            width, height = (job.width or size.width() // 8 * 8, job.height or size.height() // 8 * 8)
-            job = job.replace(image=None, mask=None, strength=None, steps=steps, width=width, height=height)
+            job = costs_like(job, QImageReader(job.image).size(), model)
         asked = job.to_json()
 
         def estimated(message: dict[str, Any], payload: bytes) -> None:
@@ -542,6 +627,8 @@ class Window(QMainWindow):
             return
         if self.queue.state.busy and picture != self.shown:
             self._following = False
+        self._start_is_meant = False
+        self.leave()
         self._show(picture)
         self.viewer.canvas.show_live_in_place(self._following)
 
@@ -582,8 +669,9 @@ class Window(QMainWindow):
             self.viewer.canvas.show_live(None)
             row = self.gallery_model.row_of(picture.id)
             if row >= 0 and top:
+                meant = self._start_is_meant
                 self._select(row)
-                self._following = True
+                self._following, self._start_is_meant = True, meant
             else:
                 self._show(picture)
         self._watch()
@@ -645,13 +733,31 @@ class Window(QMainWindow):
         act["clear_ended"].setEnabled(bool(queue.ended_badly))
         self.panel.take.setEnabled(with_job)
         act["undo"].setEnabled(True)
-        what, again = self.undo_stack.undoText(), self.undo_stack.redoText()
-        act["undo"].setText(f"&Undo {what}".rstrip())
-        act["redo"].setText(f"&Redo {again}".rstrip())
+        self._follow_focus()
         act["controls"].setChecked(not self.panel.isHidden())
         act["gallery"].setChecked(not self.side.isHidden())
         self._show_backend()
         QGuiApplication.instance().setBadgeNumber(len(queue.waiting) + busy)
+
+    def _follow_focus(self) -> None:
+        """What commands are about where the focus is, and with this model."""
+        if self._closed:
+            return
+        act, painting = self.actions_, self.inpaint.isVisible()
+        history = self.inpaint.painter.layer.history if self.inpaint.at_hand else self.undo_stack
+        act["undo"].setText(f"&Undo {history.undoText()}".rstrip())
+        act["redo"].setText(f"&Redo {history.redoText()}".rstrip())
+        masks = self.panel.current.takes("mask")
+        act["mask"].setText(DONE if painting else PAINT)
+        act["mask"].setVisible(masks)
+        act["mask"].setEnabled(masks and (self.shown is not None or self.panel.image is not None))
+        act["extend"].setVisible(masks and self.panel.current.takes("extend"))
+        act["extend"].setEnabled(act["mask"].isEnabled())
+        only = self.inpaint.bar.only_masked
+        act["only_masked"].setChecked(only.isChecked())
+        act["only_masked"].setEnabled(painting and only.isEnabled())
+        for action in (*self._mask_actions, act["import_mask"], act["export_mask"]):
+            action.setEnabled(painting)
 
     def _idle_line(self) -> str:
         if self.queue.state is State.STARTING:
@@ -902,19 +1008,25 @@ class Window(QMainWindow):
 
     def do_fit(self) -> None:
         """The whole picture."""
-        self.viewer.canvas.set_zoom(None)
+        self.inpaint.painter.fit() if self.inpaint.isVisible() else self.viewer.canvas.set_zoom(None)
 
     def do_pixels(self) -> None:
         """One pixel of it for one of the screen."""
-        self.viewer.canvas.set_zoom(1 / self.devicePixelRatioF())
+        if self.inpaint.isVisible():
+            self.inpaint.painter.actual_size()
+        else:
+            self.viewer.canvas.set_zoom(1 / self.devicePixelRatioF())
 
     def do_zoom_in(self) -> None:
         """Larger."""
-        self.viewer.canvas.zoom_by(1.25)
+        self._zoom_by(1.25)
 
     def do_zoom_out(self) -> None:
         """Smaller."""
-        self.viewer.canvas.zoom_by(0.8)
+        self._zoom_by(0.8)
+
+    def _zoom_by(self, factor: float) -> None:
+        self.inpaint.painter.zoom(factor) if self.inpaint.isVisible() else self.viewer.canvas.zoom_by(factor)
 
     def do_next_picture(self) -> None:
         """The one before it in time."""
@@ -947,12 +1059,14 @@ class Window(QMainWindow):
         self._follow()
 
     def do_undo(self) -> None:
-        """The last step of the controls or the gallery."""
-        self.undo_stack.undo()
+        """The last step of the controls or the gallery, or of the mask while that is painted."""
+        self.inpaint.painter.layer.undo() if self.inpaint.at_hand else self.undo_stack.undo()
+        self._follow_focus()
 
     def do_redo(self) -> None:
         """And forward again."""
-        self.undo_stack.redo()
+        self.inpaint.painter.layer.redo() if self.inpaint.at_hand else self.undo_stack.redo()
+        self._follow_focus()
 
     def do_shortcuts(self) -> None:
         """All keys."""
@@ -987,6 +1101,7 @@ class Window(QMainWindow):
             theme.apply(app, str(self.settings.value("appearance", "system")))
             self.panel.set_dark()
             self.viewer.set_dark()
+            self.inpaint.set_dark()
             self.side.set_dark()
             self._follow()
 
@@ -1051,6 +1166,17 @@ class Window(QMainWindow):
             new = set([str(folder), *days]) - set(self._watcher.directories())
             if new:
                 self._watcher.addPaths(list(new))
+
+
+def costs_like(job: Job, start: QSize, model: Model) -> Job:
+    """A job from words alone that takes as long and as much memory as this one, which starts from a picture."""
+    left, top, right, bottom = (int(side) for side in (job.extend or "0,0,0,0").split(","))
+    near = (model.width, model.height) if job.only_masked else (start.width() + left + right,
+                                                                start.height() + top + bottom)  # fmt: skip
+    width, height = job.width or -(-near[0] // 8) * 8, job.height or -(-near[1] // 8) * 8
+    steps = max(1, round((job.steps or model.steps) * (job.strength or 1.0)))
+    job = job.replace(image=None, strength=None, **dict.fromkeys(MASKED))
+    return job.replace(steps=steps, width=width, height=height)
 
 
 def png(image: QImage) -> bytes:

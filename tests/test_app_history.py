@@ -55,7 +55,10 @@ def test_jobs_are_there_after_a_kill_and_in_their_order(tmp_path):
 def test_what_is_left_of_a_job_goes_on_with_the_next_seed(tmp_path):
     entry = History(tmp_path / "a.db").add_job(Job(seed=2**32 - 2, count=5), 1.0)
     entry.done = 3
-    assert (entry.rest.seed, entry.rest.count) == (1, 2)
+    assert (entry.rest.seed, entry.rest.count) == (2**32 + 1, 2)  # as the library counts them
+    entry = History(tmp_path / "a.db").add_job(Job(seed=7, variation="4:0.25", count=5), 2.0)
+    entry.done = 3
+    assert (entry.rest.seed, entry.rest.variation, entry.rest.count) == (7, "7:0.25", 2)
 
 
 def test_a_damaged_database_is_put_aside_and_the_pictures_are_found_again(tmp_path):

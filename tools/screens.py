@@ -220,12 +220,28 @@ def waiting(app, window) -> None:
     window.start_from(window.gallery_model.shown[4].path)
 
 
+def painting(app, window) -> None:
+    """A mask over the second picture, and room at its right."""
+    from PySide6.QtCore import QPointF
+
+    idle(app, window)
+    window.do_extend()
+    painter = window.inpaint.painter
+    for width, places in ((34, [(30, 84), (52, 78), (70, 86)]), (18, [(96, 30), (104, 44)])):
+        painter.layer.begin()
+        for start, stop in zip(places, places[1:], strict=False):
+            painter.layer.line(QPointF(*start), QPointF(*stop), width)
+        painter.layer.end()
+    painter.set_sides((2,), 64)
+
+
 def first(app, window) -> None:
     """Nothing was ever made."""
 
 
 STATES = {
-    one.__name__: one for one in (first, idle, loading, generating, corner, stopping, error, crashed, down, waiting)
+    one.__name__: one
+    for one in (first, idle, loading, generating, corner, painting, stopping, error, crashed, down, waiting)
 }
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from mlxldm.adapters import Change
+from mlxldm.adapters import Change, grouped
 from mlxldm.config import ClipTextConfig, UNetConfig
 from mlxldm.errors import UserError
 from mlxldm.folder import read_json
@@ -265,7 +265,7 @@ class Adapter:
             "ranks": self.ranks,
             "modules": {part: list(counts) for part, counts in self.coverage.items()},
             "inversions": [inversion.token for inversion in self.inversions],
-            "unmatched": _grouped(self.unmatched),
+            "unmatched": grouped(self.unmatched),
             "why": self.why,
         }
 
@@ -321,6 +321,30 @@ def adapter(file: Source, model: Model | None = None) -> Adapter:
         why=why,
         settings=_settings(file),
     )
+
+
+def family_of(model: Model) -> str | None:
+    """Whose adapters fit a model whole: "sd1", "sd2", "sdxl"; None where its U-Net or text encoders are no family's.
+
+    The first layer may differ: that of models that paint over something takes more channels.
+    """
+    return next((family for family in MODELS if as_wide(model, family) and _same_unet(model, family)), None)
+
+
+def as_wide(model: Model, family: str) -> bool:
+    """Whether a model has a family's text encoders, by their width."""
+    ours, theirs = (
+        {part: config.hidden_size for part, config in parts.items() if isinstance(config, ClipTextConfig)}
+        for parts in (model, MODELS[family])
+    )
+    return ours == theirs
+
+
+def _same_unet(model: Model, family: str) -> bool:
+    if "denoiser" not in model:
+        return False
+    shapes, wanted = _shapes(model["denoiser"], "weight"), _shapes(MODELS[family]["denoiser"], "weight")
+    return all(shapes.get(module) == shape for module, shape in wanted.items() if module != "conv_in")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -674,17 +698,6 @@ def _of_part(settings: Mapping[str, Any], part: str) -> Mapping[str, Any]:
     begin = {"denoiser": "unet.", "text": "text_encoder.", "text_2": "text_encoder_2."}[part]
     own = {name.removeprefix(begin): value for name, value in settings.items() if name.startswith(begin)}
     return own or settings
-
-
-def _grouped(reasons: Mapping[str, str]) -> dict[str, str]:
-    """Tensors of one reason told together."""
-    groups: dict[str, list[str]] = {}
-    for name, reason in reasons.items():
-        groups.setdefault(reason, []).append(shown(name))
-    return {
-        (found[0] if len(found) == 1 else f"{found[0]} and {len(found) - 1} more"): reason
-        for reason, found in groups.items()
-    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------

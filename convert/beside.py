@@ -20,6 +20,7 @@ from mlxldm.tensors import Tensor, header, shown
 from . import adapters
 from .adapters import MODELS, Adapter, Inversion, Model, Module
 from .read import Source, open_file
+from .words import hints
 from .write import create, hiding, nothing_there, sync_folder
 
 LORA = re.compile(
@@ -68,16 +69,25 @@ def beside(path: Path, model: Model | None = None) -> Adapter | Inversion | None
     return None
 
 
-def is_adapter(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a LoRA or a textual inversion by its names, for whatever model."""
+def called(path: Path) -> dict[str, Any]:
+    """`what` a file is by its names, and what it says of its use; nothing where it is no adapter.
+
+    For one that fits no family: it may be for a model of nobody's widths.
+    """
     try:
-        file = open_file(Path(path))
+        file = open_file(path)
     except (UserError, OSError):
-        return False
+        return {}
     try:
-        return kind_of(file) is not None
+        what = kind_of(file)
+        return {} if what is None else {"what": what, **(hints(file) if what == "LoRA" else {"words": [path.stem]})}
     finally:
         file.close()
+
+
+def is_adapter(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a LoRA or a textual inversion by its names, for whatever model."""
+    return bool(called(Path(path)))
 
 
 def adapter(path: str | os.PathLike[str], model: Model) -> Adapter | Inversion:
@@ -95,15 +105,35 @@ def adapter(path: str | os.PathLike[str], model: Model) -> Adapter | Inversion:
     return found
 
 
+def misfit(path: str | os.PathLike[str], family: str | None, model: Model) -> str | None:
+    """Why an adapter is not for `model` (the configs of a manifest's parts), in a sentence; None where it is.
+
+    `family`: which one it was made for, as `look` says. Where the model is of such a family, that decides; else the
+    file is looked at.
+    """
+    own = adapters.family_of(model)
+    if family is not None and own != family and (own is not None or not adapters.as_wide(model, family)):
+        return f"It was made for {adapters.TITLES[family]}."
+    if family is not None and own == family:
+        return None
+    try:
+        adapter(path, model).file.close()
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def about(found: Adapter | Inversion) -> dict[str, Any]:
     """What there is to say of it, as JSON values."""
     path = found.file.path
     said: dict[str, Any] = {"source": str(path), "bytes": path.stat().st_size}
     if isinstance(found, Adapter):
-        return {**said, "what": "LoRA", **found.report()}
+        told = hints(found.file)
+        words = [*told["words"], *(one.token for one in found.inversions)]
+        return {**said, "what": "LoRA", **found.report(), "weight": told["weight"], "words": words}
     vectors = {part: list(shape) for part, shape in found.shapes.items()}
     return {**said, "what": "textual inversion", "name": path.name, "token": found.token, "base": found.base,
-            "vectors": vectors}  # fmt: skip
+            "vectors": vectors, "words": list(found.names)}  # fmt: skip
 
 
 def copy(found: Adapter | Inversion, dst: str | os.PathLike[str]) -> Path:

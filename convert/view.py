@@ -19,7 +19,7 @@ from mlxldm.errors import UserError
 from mlxldm.folder import Folder, Manifest, Packed, open_folder
 from mlxldm.tensors import Tensor, from_bfloat16, shown
 
-from .beside import about, beside
+from .beside import about, beside, called
 from .detect import NO_WISH, Found, Wish, detect
 from .names import Plan, Step, apply, as_plain, plan
 
@@ -42,7 +42,8 @@ def look(path: Path) -> dict[str, Any]:
     """What `path` is, from its headers alone: kind, family, prediction, dtypes, bytes and state, for a list of models.
 
     `state` is "ready" for a model, "part", "LoRA" or "textual inversion" for what goes into one, or "no" with `why` in
-    a sentence for what cannot be used.
+    a sentence for what cannot be used. LoRAs and textual inversions have `what` they are, also where they cannot be
+    used, the `words` that call them, and LoRAs the `weight` that they are meant with, if their file says one.
     """
     nothing = {"kind": None, "family": None, "prediction": None, "dtypes": None, "bytes": None}
     try:
@@ -62,7 +63,7 @@ def look(path: Path) -> dict[str, Any]:
         try:
             found = beside(path) if path.is_file() else None
         except UserError as another:
-            return {**nothing, "state": "no", "why": str(another)}
+            return {**nothing, "state": "no", "why": str(another), **called(path)}
         if found is None:
             return {**nothing, "state": "no", "why": str(error)}
     try:
@@ -74,6 +75,7 @@ def look(path: Path) -> dict[str, Any]:
             "dtypes": " ".join(sorted({tensor.dtype for tensor in found.file.tensors.values()})),
             "bytes": said["bytes"],
             "state": said["what"],
+            **{key: said[key] for key in ("what", "words", "weight") if key in said},
         }
     finally:
         found.file.close()

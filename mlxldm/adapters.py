@@ -300,14 +300,20 @@ class Adapters:
 NONE = Adapters()
 
 
+def changeable(manifest: Manifest) -> dict[str, Any]:
+    """The parts of a model that adapters change, with their configs; none where no adapter is made for such a model."""
+    parts = {part: config for part, config in manifest.parts.items()
+             if part in CALLED and isinstance(config, ClipTextConfig | UNetConfig)}  # fmt: skip
+    return parts if any(isinstance(config, ClipTextConfig) for config in parts.values()) else {}
+
+
 def worn(job: Job, manifest: Manifest, find: Find) -> Adapters:
     """The adapters of a job, found, read and checked against the model; nothing of the model is loaded for it.
 
     Raises UserError for one that is not here, is damaged, is for another model, or changes nothing.
     """
-    parts = {part: config for part, config in manifest.parts.items()
-             if part in CALLED and isinstance(config, ClipTextConfig | UNetConfig)}  # fmt: skip
-    if job.loras and not any(isinstance(config, ClipTextConfig) for config in parts.values()):
+    parts = changeable(manifest)
+    if job.loras and not parts:
         raise UserError(f"{manifest.name} is of a kind that no LoRA is made for: leave {job.loras[0]!r} out.")
     loras: list[Worn] = []
     inversions: list[Inversion] = []
@@ -491,7 +497,9 @@ def _ask(model: Model) -> np.ndarray:
 class Effect:
     """What adapters did to a model: for people and for JSON."""
 
-    loras: tuple[dict[str, Any], ...]  # for each: name, kind, modules by part, unmatched, weights (relative change)
+    # for each: name, kind, modules by part, how many tensors are unmatched, which ones and why (left), and the relative
+    # change of the weights
+    loras: tuple[dict[str, Any], ...]
     answer: float | None  # the relative change of one answer of the denoiser; None: there was no LoRA
     words: tuple[str, ...]
 
@@ -522,9 +530,20 @@ def effect(adapters: Adapters, weights: Sequence[float], answer: float | None) -
             modules[part] = modules.get(part, 0) + 1
         loras.append({
             "text": one.text, "name": one.adapter.name, "kind": one.adapter.kind, "modules": modules,
-            "unmatched": len(one.adapter.unmatched), "weights": relative,
+            "unmatched": len(one.adapter.unmatched), "left": grouped(one.adapter.unmatched), "weights": relative,
         })  # fmt: skip
     return Effect(tuple(loras), answer, tuple(word.names[0] for word in adapters.words))
+
+
+def grouped(reasons: Mapping[str, str]) -> dict[str, str]:
+    """Tensors of one reason told together: {the first of them, and how many more: why they have no place}."""
+    groups: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        groups.setdefault(reason, []).append(shown(name))
+    return {
+        (found[0] if len(found) == 1 else f"{found[0]} and {len(found) - 1} more"): reason
+        for reason, found in groups.items()
+    }
 
 
 # A model with adapters merged into it.

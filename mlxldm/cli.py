@@ -1,4 +1,4 @@
-"""The command line: generate, pull, models, show, tokens, backends, doctor, worker.
+"""The command line: generate, pull, models, adapters, merge, show, tokens, backends, doctor, worker.
 
 Results go to stdout, everything else to stderr. Exit code 0: done; 2: the person can fix it, one sentence says how;
 1: our fault, with a traceback; 130: interrupted. Nothing heavy is imported before the arguments are read.
@@ -101,11 +101,18 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
         "models",
         _models,
         "list the models this machine has",
-        epilog="mlxldm models add FOLDER: every checkpoint in it is a model from now on, where it is.  "
-        "mlxldm models forget NAME|FOLDER: it is listed no more; the files stay.",
+        epilog="mlxldm models add FOLDER|FILE: every checkpoint and LoRA in it is listed from now on, where it is.  "
+        "mlxldm models forget NAME|FOLDER|FILE: it is listed no more; the files stay.",
     )
     models.add_argument("action", nargs="?", choices=["add", "forget"])
-    models.add_argument("what", nargs="?", metavar="FOLDER|NAME")
+    models.add_argument("what", nargs="?", metavar="FOLDER|FILE|NAME")
+    loras = command(
+        "adapters",
+        _adapters,
+        "list the LoRAs and textual inversions this machine has, and the words that call them",
+        epilog="They come from what was added with: mlxldm models add FOLDER|FILE",
+    )
+    loras.add_argument("--model", metavar="MODEL", help="only those that fit it")
     merge = command("merge", _merge, "write a model with LoRAs in its weights, as a model folder")
     merge.add_argument("model", metavar="MODEL", help="name, folder, file or hub id")
     merge.add_argument("target", metavar="DST", help="the folder to write, which must not exist yet")
@@ -130,7 +137,7 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
     worker = command("worker", _worker, "draw for another program: messages on stdin and stdout (docs/worker.md)")
     _where(worker)
     worker.add_argument("--idle", type=real, metavar="SECONDS", help="let the model go after so long; default 600")
-    for sub in (pull, models, merge, show, backends, tokens, doctor):
+    for sub in (pull, models, loras, merge, show, backends, tokens, doctor):
         _json_flag(sub)
     return parser, commands
 
@@ -291,7 +298,7 @@ def _generate(args: argparse.Namespace) -> int:
         short = plan(folder.manifest, model.machine, job, memory).short
         if short:
             say(short)
-        made_by = {"mlxldm": __version__, "backend": model.description}
+        made_by: dict[str, Any] = {"mlxldm": __version__, "backend": model.description}
         started = time.perf_counter()
         bar.show("reading the prompt")
         for event in generate(model, job, memory, refiner, adapters):
@@ -300,6 +307,7 @@ def _generate(args: argparse.Namespace) -> int:
                 for line in event.lines():
                     say(line)
                 done_to = event.to_json()
+                made_by |= {"adapters": done_to}
                 continue
             if isinstance(event, Step):
                 several = f"picture {event.index + 1}/{job.count}, " if job.count > 1 else ""
@@ -464,6 +472,45 @@ def adapter_path(name: str) -> Path:
     return store.locate_adapter(name, is_adapter)
 
 
+def add(path: str) -> Path:
+    """List from now on what is at `path`: a folder of checkpoints and LoRAs, one of them, or a model folder."""
+    from mlxldm_convert import is_adapter
+
+    from . import store
+
+    target = Path(os.path.abspath(os.path.expanduser(path)))
+    if target.is_dir():
+        return store.add_folder(target)
+    if is_adapter(target):
+        return store.add_file(target)
+    store.register(target.stem, target)
+    return target
+
+
+def adapters_for(model: str | None) -> list[dict[str, Any]]:
+    """The LoRAs and textual inversions among what was added, and which of them `model` can wear (None: the embedded).
+
+    Rows: `name`, by which a job finds it; `what`, "LoRA" or "textual inversion"; `kind`, `family`, `bytes`, `path`;
+    the `words` that call it and the `weight` it is meant with (or None); `state`, as in the list of models; `fits`,
+    and `why` not.
+    """
+    from mlxldm_convert import look, misfit
+
+    from . import store
+    from .adapters import changeable
+
+    parts = changeable(find(model).manifest)
+    rows = [row for row in store.scan(look) if row.get("what")]
+    names = [row["name"] for row in rows]
+    for row in rows:
+        why = misfit(row["path"], row["family"], parts) if parts else "No LoRA is made for models of this kind."
+        if row["state"] == "no":  # it fits no family: the model may be of none
+            row["state"], why = (row["what"], None) if why is None else ("no", row["why"])
+        name = row["name"] if names.count(row["name"]) == 1 else row["path"]
+        row |= {"name": name, "weight": row.get("weight"), "fits": why is None, "why": why}
+    return rows
+
+
 # pull, models, show, backends, doctor
 
 
@@ -519,16 +566,18 @@ def _models(args: argparse.Namespace) -> int:
     from . import store
 
     if args.action and args.what is None:
-        raise UserError(f"mlxldm models {args.action}: {'a folder' if args.action == 'add' else 'a name'} is missing.")
+        what = "a folder or file" if args.action == "add" else "a name"
+        raise UserError(f"mlxldm models {args.action}: {what} is missing.")
     if args.action == "forget":
         store.forget(args.what)
         say(f"{args.what} is listed no more; its files stay where they are")
         return 0
     rows = store.models()
     if args.action == "add":
-        added = str(store.add_folder(args.what))
-        rows = [row for row in store.scan(look) if row["path"].startswith(added)]
-        say(f"{added}: {len(rows)} checkpoints")
+        added = add(args.what)
+        rows = [row for row in [*rows, *store.scan(look)] if Path(row["path"]).is_relative_to(added)]
+        if added.is_dir():
+            say(f"{added}: {len(rows)} checkpoints")
     else:
         rows += store.scan(look)
     if args.json:
@@ -541,6 +590,21 @@ def _models(args: argparse.Namespace) -> int:
     for row in rows:
         if row.get("why"):
             say(row["why"])
+    return 0
+
+
+def _adapters(args: argparse.Namespace) -> int:
+    rows = adapters_for(args.model)
+    if args.model is not None:
+        rows = [row for row in rows if row["fits"]]
+    if args.json:
+        _print_json({"adapters": rows})
+        return 0
+    for row in rows:
+        row["size"] = size(row["bytes"]) if row["bytes"] else ""
+        row["says"] = row["why"] if row["state"] == "no" else ", ".join(row["words"])
+    columns = ("name", "what", "kind", "family", "size", "says", "path")
+    _table([[str(row.get(key) or "") for key in columns] for row in rows])
     return 0
 
 

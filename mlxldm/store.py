@@ -2,9 +2,10 @@
 
 A name is, in this order: the embedded model ("scenes", or none given), a path, a model in the user's models folder, a
 model registered there from elsewhere, a hub id that is in the hub's cache already (owner/name, or owner/name/FILE for
-one checkpoint of several), or a checkpoint in one of the folders that were added. Each registered model and each added
-folder is a small file of its own, made in one step: two programs registering at once lose nothing. A disk that is not
-there now is a state, not an error.
+one checkpoint of several), or a checkpoint in one of the folders that were added. LoRAs and textual inversions, whose
+files are called anything, are added alone or in folders, and never registered: a model may have the name of one. Each
+registered model and each added folder or file is a small file of its own, made in one step: two programs registering at
+once lose nothing. A disk that is not there now is a state, not an error.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ Look = Callable[[Path], dict[str, Any]]
 
 CHECKPOINTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 DEPTH = 6  # folders below an added one
+LOOKS = 2  # of a checkpoint, by what is asked of it: one that was kept from before it was is looked at again
 
 
 def home() -> Path:
@@ -103,8 +105,7 @@ def locate(name: str) -> Path:
             snapshot = cached(name)
             if snapshot is not None:
                 return snapshot
-        inside = [path for folder in folders() if _exists(folder) for path in _checkpoints(folder)
-                  if name in (path.name, path.stem if path.is_file() else path.name)]  # fmt: skip
+        inside = [path for path in _added() if name in (path.name, _name(path))]
         if len(inside) > 1:
             raise UserError(
                 f"'{name}' is the name of {len(inside)} checkpoints ({', '.join(shown(path) for path in inside[:3])}): "
@@ -132,8 +133,8 @@ def recall(name: str, digest: str | None) -> str | None:
     for it only where no name fits; a file's digest is kept, and asked again when its size or time has changed.
     """
     ready = [row for row in models() if row["state"] == "ready"]
-    inside = [path for folder in folders() if _exists(folder) for path in _checkpoints(folder)]
-    plain = {_plainly(path.stem if path.is_file() else path.name): str(path) for path in inside}
+    inside = list(_added())
+    plain = {_plainly(_name(path)): str(path) for path in inside}
     plain |= {_plainly(row["name"]): row["name"] for row in ready}
     if _plainly(name) in plain:
         return plain[_plainly(name)]
@@ -180,7 +181,8 @@ def _sha256(path: Path) -> str:
 
 
 def locate_adapter(name: str, is_one: Callable[[Path], bool]) -> Path:
-    """The file of a LoRA or textual inversion: a path, or a file in one of the added folders, its ending said or not.
+    """The file of a LoRA or textual inversion: a path, or a file that was added, alone or in a folder, its ending said
+    or not.
 
     `is_one` says of a file whether it is such a thing; it is asked where several have the name. UserError if there is
     none, or more than one.
@@ -188,7 +190,7 @@ def locate_adapter(name: str, is_one: Callable[[Path], bool]) -> Path:
     path = Path(name).expanduser()
     if _exists(path) and path.is_file():
         return path
-    files = [file for folder in folders() if _exists(folder) for file in _checkpoints(folder) if file.is_file()]
+    files = [file for file in _added() if file.is_file()]
     found = [file for file in files if name in (file.name, file.stem)]
     if len(found) > 1:
         found = [file for file in found if is_one(file)]
@@ -200,8 +202,8 @@ def locate_adapter(name: str, is_one: Callable[[Path], bool]) -> Path:
     if not found:
         near = nearest(name, [file.stem for file in files])
         raise UserError(
-            f"There is no LoRA or textual inversion '{shown(name)}' here.{near} Give its path, or add the folder it is "
-            f"in with: mlxldm models add FOLDER"
+            f"There is no LoRA or textual inversion '{shown(name)}' here.{near} Give its path, or add it or the folder "
+            f"it is in with: mlxldm models add FILE|FOLDER"
         )
     return found[0]
 
@@ -258,13 +260,25 @@ def add_folder(path: str | os.PathLike[str]) -> Path:
     target = Path(os.path.abspath(os.path.expanduser(path)))
     if not target.is_dir():
         raise UserError(f"There is no folder {shown(target)}.")
+    return _remember(target)
+
+
+def add_file(path: str | os.PathLike[str]) -> Path:
+    """Remember one file as if its folder had been added and held nothing else. Returns its whole path."""
+    target = Path(os.path.abspath(os.path.expanduser(path)))
+    if not target.is_file():
+        raise UserError(f"There is no file {shown(target)}.")
+    return _remember(target)
+
+
+def _remember(target: Path) -> Path:
     digest = hashlib.sha256(os.fsencode(target)).hexdigest()[:16]
     write_json(home() / ".folders" / f"{digest}.json", {"path": str(target)})
     return target
 
 
 def folders() -> list[Path]:
-    """The added folders, sorted; those that are not there now among them."""
+    """The added folders and files, sorted; those that are not there now among them."""
     found = []
     for entry in sorted((home() / ".folders").glob("*.json")):
         path = _path_in(entry)
@@ -274,9 +288,10 @@ def folders() -> list[Path]:
 
 
 def scan(look: Look) -> list[dict[str, Any]]:
-    """Every checkpoint in the added folders: name, state, path, bytes and what `look` says of it.
+    """Every checkpoint among what was added: name, state, path, bytes and what `look` says of it.
 
-    `look` reads headers only, and is asked again only for a file whose size or time changed since.
+    `look` reads headers only, and is asked again only for a file whose size or time changed since, or that of the
+    description beside it.
     """
     memory = home() / ".seen.json"
     try:
@@ -289,22 +304,36 @@ def scan(look: Look) -> list[dict[str, Any]]:
     for folder in folders():
         if not _exists(folder):
             rows.append({"name": folder.name, "family": None, "state": "not there", "path": str(folder), "bytes": None})
-            continue
-        for path in _checkpoints(folder):
-            mark = _mark(path)
-            known = seen.get(str(path))
-            if not isinstance(known, dict) or known.get("mark") != mark:
-                known = {"mark": mark, "says": look(path)}
-            fresh[str(path)] = known
-            rows.append({"name": path.stem if path.is_file() else path.name, "path": str(path), **known["says"]})
+    for path in _added():
+        beside = path.with_suffix(".json")
+        mark = [LOOKS, *_mark(path), *(_mark(beside) if path.is_file() and beside.is_file() else ())]
+        known = seen.get(str(path))
+        if not isinstance(known, dict) or known.get("mark") != mark:
+            known = {"mark": mark, "says": look(path)}
+        fresh[str(path)] = known
+        rows.append({"name": _name(path), "path": str(path), **known["says"]})
     if fresh != seen:
         with contextlib.suppress(UserError):  # a cache that cannot be kept costs time, no more
             write_json(memory, fresh)
     return rows
 
 
+def _added() -> Iterator[Path]:
+    """Every checkpoint in the added folders that are there, and every added file, each once."""
+    found = (path for folder in folders() if _exists(folder) for path in _checkpoints(folder))
+    yield from dict.fromkeys(found)
+
+
+def _name(path: Path) -> str:
+    """What a checkpoint is called that nobody gave a name."""
+    return path.stem if path.is_file() else path.name
+
+
 def _checkpoints(folder: Path) -> Iterator[Path]:
-    """Model folders, and files that end like checkpoints, below `folder`; links are not followed."""
+    """Model folders, and files that end like checkpoints, below `folder`, or itself; links are not followed."""
+    if folder.is_file():
+        yield folder
+        return
     base = len(folder.parts)
     for root, inner, files in os.walk(folder):
         here = Path(root)
@@ -331,7 +360,7 @@ def _mark(path: Path) -> list[int]:
 
 
 def forget(name: str) -> None:
-    """Drop a registered name, or an added folder; the models themselves stay where they are."""
+    """Drop a registered name, or an added folder or file; what they stand for stays where it is."""
     for entry in (home() / ".folders").glob("*.json"):
         if _path_in(entry) == Path(os.path.abspath(os.path.expanduser(name))):
             entry.unlink()

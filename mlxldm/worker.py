@@ -253,14 +253,14 @@ class Worker:
             job = resolve(job, folder.manifest)
             adapters = self._worn(job, folder.manifest)
             model = self._model(job.model, folder, name)
-            made_by = {"mlxldm": __version__, "backend": model.description}
+            made_by: dict[str, Any] = {"mlxldm": __version__, "backend": model.description}
             pace = Pace(self._pace_of(folder), job)
             for event in generate(model, job, adapters=adapters):
                 if stop.is_set():
                     raise Cancelled
                 if isinstance(event, Effect):
-                    for line in event.lines():
-                        self.send("log", level="info", message=line)
+                    made_by |= {"adapters": event.to_json()}
+                    self.send("effect", id=name, **event.to_json())
                 elif isinstance(event, Step):
                     pace.step(event.seconds)
                     self.send("step", id=name, index=event.index, step=event.step, of=event.of,
@@ -384,6 +384,14 @@ class Worker:
         self.send("models", json.dumps(_models(scan=True)).encode(), id=message["id"])
         return False
 
+    def _list_adapters(self, message: Message, payload: bytes, stop: threading.Event) -> bool:
+        from .cli import adapters_for
+
+        model = message.get("model")
+        rows = adapters_for(model if isinstance(model, str) else None)
+        self.send("adapters", json.dumps(rows).encode(), id=message["id"])
+        return False
+
     def _look(self, message: Message, payload: bytes, stop: threading.Event) -> bool:
         from mlxldm_convert import look
 
@@ -395,12 +403,13 @@ class Worker:
 
     def _add(self, message: Message, payload: bytes, stop: threading.Event) -> bool:
         from . import store
+        from .cli import add
 
         path = Path(_text(message, "path"))
-        if path.is_dir() and not any((path / name).exists() for name in ("model.json", "model_index.json")):
-            store.add_folder(path)
+        if path.is_dir() and any((path / name).exists() for name in ("model.json", "model_index.json")):
+            store.register(path.name, path)
         else:
-            store.register(path.stem if path.is_file() else path.name, path)
+            add(str(path))
         return True
 
     def _forget(self, message: Message, payload: bytes, stop: threading.Event) -> bool:
@@ -461,6 +470,7 @@ class Worker:
         "estimate": (_estimate, True),
         "tokens": (_tokens, True),
         "models": (_list, True),
+        "adapters": (_list_adapters, True),
         "look": (_look, True),
         "add": (_add, True),
         "forget": (_forget, True),

@@ -171,3 +171,18 @@ def file(
             if alpha is not None:
                 tensors[f"{name}.alpha"] = np.float32(alpha)
     return Arrays(tensors, **more)
+
+
+def for_the_embedded(path: Path, metadata: dict[str, str] | None = None, strange: int = 0) -> Path:
+    """A LoRA for the embedded model's cross attention, with `strange` tensors that have no place in it."""
+    from safetensors.numpy import save_file
+
+    from mlxldm import store
+
+    parts = {"denoiser": store.find(None).manifest.parts["denoiser"]}
+    made = file(parts, only=lambda part, module: ".attn2." in module)
+    tensors = {name: made.raw(name) for name in made.tensors}
+    for i in range(strange):
+        tensors[f"lora_unet_nowhere_{i}.lora_down.weight"] = np.ones((2, 4), np.float32)
+    save_file(tensors, path, metadata)
+    return path

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from mlxldm.config import UNetConfig
 from mlxldm.errors import UserError
-from mlxldm_convert import adapters, look, view
+from mlxldm_convert import adapters, look, misfit, view
 from mlxldm_convert.__main__ import main
 from mlxldm_convert.beside import beside, copy
 from mlxldm_convert.read import open_file
@@ -156,3 +157,63 @@ def test_what_cannot_be_written_is_told_and_nothing_is_left(arguments, said, tmp
     assert said in capsys.readouterr().err
     assert {entry.name for entry in tmp_path.iterdir()} == {"some.safetensors", "taken.safetensors"}
     assert (tmp_path / "taken.safetensors").read_bytes() == b"mine"
+
+
+# What a file says of how it is used.
+
+
+def test_the_words_that_call_a_lora_are_those_that_its_file_says(tmp_path):
+    path = tmp_path / "ink.safetensors"
+    captions = {"10_ohwx": {"ohwx style": 90, "a house": 30, "  ": 99}, "5_more": {"ohwx style": 20, "ink  wash": 60}}
+    kohya_says = {"ss_tag_frequency": json.dumps(captions)}
+    save_file(kohya(), path, kohya_says)
+    row = look(path)
+    assert (row["words"], row["weight"], row["what"]) == (["ohwx style", "ink wash"], None, "LoRA")
+    save_file(kohya(), path, {**kohya_says, "modelspec.trigger_phrase": "in ohwx style,\nink wash, "})
+    assert look(path)["words"] == ["in ohwx style", "ink wash"]
+    (tmp_path / "ink.json").write_text(json.dumps({"activation text": "ohwx, ink", "preferred weight": 0.7}))
+    assert (look(path)["words"], look(path)["weight"]) == (["ohwx, ink"], 0.7)
+    for damaged in ('{"activation text": 3, "preferred weight": true}', "[]", "{", '{"preferred weight": 0}'):
+        (tmp_path / "ink.json").write_text(damaged)
+        assert (look(path)["words"], look(path)["weight"]) == (["in ohwx style", "ink wash"], None)
+
+
+@pytest.mark.parametrize("said", ["", "[]", "{", '{"a": 3}', '{"a": {"b": "c"}}', '{"a": {"b": -1}}', "[" * 5000])
+def test_captions_that_make_no_sense_are_no_words(said, tmp_path):
+    save_file(kohya(), tmp_path / "ink.safetensors", {"ss_tag_frequency": said})
+    assert look(tmp_path / "ink.safetensors")["words"] == []
+
+
+def test_a_textual_inversion_is_called_by_its_word_and_its_file(tmp_path):
+    save_file({"<sks>": numbers(2, 768)}, tmp_path / "cat.safetensors")
+    assert look(tmp_path / "cat.safetensors")["words"] == ["<sks>", "cat"]
+
+
+def test_families_are_told_by_the_shapes_of_a_model():
+    import dataclasses
+
+    for family, parts in adapters.MODELS.items():
+        assert adapters.family_of(parts) == family
+        paints = {**parts, "denoiser": dataclasses.replace(parts["denoiser"], in_channels=9)}
+        assert adapters.family_of(paints) == family
+        once = (1,) * parts["denoiser"].levels
+        fewer = {**parts, "denoiser": dataclasses.replace(parts["denoiser"], layers_per_block=once)}
+        assert adapters.family_of(fewer) is None and adapters.as_wide(fewer, family)
+        assert adapters.family_of({"vae": None, "denoiser": parts["denoiser"]}) is None
+
+
+def test_why_an_adapter_is_not_for_a_model(tmp_path):
+    import dataclasses
+
+    path = tmp_path / "ink.safetensors"
+    save_file(kohya(), path)
+    sd1, sdxl = adapters.MODELS["sd1"], adapters.MODELS["sdxl"]
+    assert misfit(path, "sd1", sd1) is None
+    assert misfit(path, "sd1", sdxl) == "It was made for Stable Diffusion 1.x."
+    fewer = {**sd1, "denoiser": dataclasses.replace(sd1["denoiser"], layers_per_block=(1, 1, 1, 1))}
+    assert misfit(path, "sd1", fewer) is None, "the modules that it changes are all there"
+    thinner = {**sd1, "denoiser": UNetConfig.from_dict({"cross_attention_dim": 768, "layers_per_block": 1,
+                                                        "block_out_channels": [160, 320, 640, 640]})}  # fmt: skip
+    assert "it was made for" in misfit(path, "sd1", thinner)
+    narrow = {**sd1, "text": dataclasses.replace(sd1["text"], hidden_size=96)}
+    assert misfit(path, "sd1", narrow) == "It was made for Stable Diffusion 1.x."

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import adapter_files
 import numpy as np
 import pytest
 from conftest import needs_mlx, needs_torch
@@ -360,6 +361,32 @@ def test_models_and_backends(run):
     assert code == 0 and "mlx" in out and "torch" in out and "auto takes" in out
     rows = json.loads(run("backends", "--json")[1])["backends"]
     assert [row["name"] for row in rows] == ["mlx", "torch"]
+
+
+def test_adapters_are_added_and_listed(run, here: Path):
+    adapter_files.for_the_embedded(here / "soft ink.safetensors", {"modelspec.trigger_phrase": "in ink"})
+    adapter_files.for_the_embedded(here / "wash.safetensors")
+    code, out, err = run("models", "add", here / "soft ink.safetensors")
+    assert code == 0 and "soft ink" in out and "made for another model" in err, "that it is for ours is seen beside it"
+    code, out, _ = run("adapters")
+    assert code == 0 and out.split()[:3] == ["soft", "ink", "LoRA"] and "in ink" in out and "wash" not in out
+    assert run("models", "add", here)[0] == 0
+    rows = json.loads(run("adapters", "--model", "scenes", "--json")[1])["adapters"]
+    assert [row["name"] for row in rows] == ["soft ink", "wash"] and all(row["fits"] for row in rows)
+    (here / "deep").mkdir()
+    adapter_files.for_the_embedded(here / "deep" / "wash.safetensors")
+    names = [row["name"] for row in json.loads(run("adapters", "--json")[1])["adapters"]]
+    assert names == ["soft ink", str(here / "wash.safetensors"), str(here / "deep" / "wash.safetensors")]
+    refused(run("models", "add"), "a folder or file is missing")
+    refused(run("models", "add", here / "nothing"), "There is no file or folder")
+    code, out, err = run("generate", "x", "--steps", "1", "--lora", "soft ink:0.5", "-o", here / "a.png", "--backend",
+                         "mlx", "--device", "cpu")  # fmt: skip
+    assert code == 0 and "soft ink:0.5: lora" in err
+    assert read_record(here / "a.png").made_by["adapters"]["loras"][0]["name"] == "soft ink.safetensors"
+    code, out, _ = run("show", here / "a.png")
+    assert code == 0 and "soft ink:0.5" in out
+    assert run("models", "forget", here)[0] == run("models", "forget", here / "soft ink.safetensors")[0] == 0
+    assert json.loads(run("adapters", "--json")[1]) == {"adapters": []}
 
 
 def test_pull_prints_where_the_model_is(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -10,10 +10,12 @@ import threading
 import time
 from pathlib import Path
 
+import adapter_files
 import numpy as np
 import pytest
 from conftest import needs_mlx
 from PIL import Image
+from safetensors.numpy import save_file
 from workers import ENDS, Client
 
 from mlxldm.job import Job
@@ -322,3 +324,62 @@ def test_what_this_machine_could_draw_with(worker):
     worker.send("backends", id="b")
     answer = worker.until("b", "backends")[-1]
     assert {row["name"] for row in answer["backends"]} == {"mlx", "torch"} and answer["auto"]["backend"]
+
+
+def listed(worker, **more) -> list[dict]:
+    worker.send("adapters", id="list", **more)
+    return json.loads(worker.until("list", "adapters")[-1]["payload"])
+
+
+def test_loras_are_added_listed_worn_and_told(worker, tmp_path):
+    (tmp_path / "some").mkdir()
+    adapter_files.for_the_embedded(tmp_path / "Ink wash (v2).safetensors", {"modelspec.trigger_phrase": "in ink"})
+    adapter_files.for_the_embedded(tmp_path / "some" / "odd.safetensors", strange=3)
+    query = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    down, up = np.ones((2, 320), np.float32), np.ones((320, 2), np.float32)
+    theirs = {f"{query}.lora_down.weight": down, f"{query}.lora_up.weight": up}
+    save_file(theirs, tmp_path / "some" / "large.safetensors")
+    theirs = {"lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": down}
+    save_file(theirs, tmp_path / "some" / "flux.safetensors")
+    (tmp_path / "some" / "broken.safetensors").write_bytes(b"no adapter")
+    assert listed(worker) == []
+    for path in ("Ink wash (v2).safetensors", "some", "nothing"):
+        worker.send("add", id="add", path=str(tmp_path / path))
+        end = worker.until("add")[-1]
+        assert end["ev"] == ("error" if path == "nothing" else "done"), end
+    rows = {row["name"]: row for row in listed(worker)}
+    assert set(rows) == {"Ink wash (v2)", "odd", "large", "flux"}, "what is no adapter is no row"
+    ink = rows["Ink wash (v2)"]
+    assert (ink["what"], ink["state"], ink["words"], ink["weight"]) == ("LoRA", "LoRA", ["in ink"], None)
+    assert ink["fits"] and ink["why"] is None and ink["path"] == str(tmp_path / "Ink wash (v2).safetensors")
+    assert (rows["large"]["kind"], rows["large"]["bytes"] > 5000) == ("lora", True)
+    assert not rows["large"]["fits"] and rows["large"]["why"] == "It was made for Stable Diffusion 1.x."
+    assert not rows["flux"]["fits"] and "FLUX" in rows["flux"]["why"]
+    worker.send("models", id="m")
+    models = {row["name"]: row for row in json.loads(worker.until("m", "models")[-1]["payload"])}
+    assert models["large"]["state"] == "LoRA" and models["Ink wash (v2)"]["origin"] == "added"
+
+    worker.generate("plain", {**JOB, "width": 64, "height": 64})
+    plain = worker.until("plain")
+    assert "effect" not in kinds(plain)
+    worker.generate("j", {**JOB, "width": 64, "height": 64, "loras": ["Ink wash (v2):0.8", "odd:0.1"]})
+    events = worker.until("j")
+    assert kinds(events)[:2] == ["effect", "step"]
+    first, second = events[0]["loras"]
+    assert (first["text"], first["unmatched"], first["left"]) == ("Ink wash (v2):0.8", 0, {}) and first["weights"] > 0
+    assert first["modules"]["denoiser"] > 4 and events[0]["answer"] > 0
+    (tensors, why), = second["left"].items()
+    assert second["unmatched"] == 3 and tensors.endswith("and 2 more") and "no module" in why
+    picture = events[-2]["payload"]
+    assert picture != plain[-2]["payload"]
+    (tmp_path / "a.png").write_bytes(picture)
+    told = read_record(tmp_path / "a.png").made_by["adapters"]
+    assert told == {key: events[0][key] for key in ("loras", "answer", "words")}
+    worker.generate("k", {**JOB, "loras": ["large"]})
+    assert "of which the model has none" in worker.until("k")[-1]["message"]
+
+    worker.send("forget", id="f", what=str(tmp_path / "Ink wash (v2).safetensors"))
+    assert worker.until("f")[-1]["ev"] == "done"
+    assert "Ink wash (v2)" not in [row["name"] for row in listed(worker, model="scenes")]
+    worker.send("adapters", id="n", model="nothing-like-it")
+    assert "There is no model" in worker.until("n")[-1]["message"]

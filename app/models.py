@@ -10,21 +10,22 @@ EMBEDDED = "scenes"
 
 # What a task takes beside its own. One that is not listed is shown with everything.
 TASKS = {
-    "text-to-image": "prompt negative image strength mask extend hires",
-    "inpaint": "prompt negative image strength mask extend",
+    "text-to-image": "prompt negative image strength mask extend hires rescale",
+    "inpaint": "prompt negative image strength mask extend rescale",
     "edit": "prompt negative image",
-    "depth": "prompt negative image strength hires",
-    "refine": "prompt negative image strength",
-    "upscale": "prompt negative image",
+    "depth": "prompt negative image strength hires rescale",
+    "refine": "prompt negative image strength rescale",
+    "upscale": "prompt negative image rescale",
     "super-resolution": "image",
     "unconditional": "",
-    "class-to-image": "",
+    "class-to-image": "rescale",
     "semantic": "",
-    "layout": "",
-    "retrieval": "prompt negative",
+    "layout": "rescale",
+    "retrieval": "prompt negative rescale",
 }
 FAMILIES = {"ldm-inpaint": "image mask extend"}  # what takes less than its task says
 NEEDS = {"inpaint": "mask", "edit": "image", "refine": "image", "upscale": "image", "super-resolution": "image"}
+TWICE = ("sdxl", "ssd-1b", "vega")  # families whose words two text encoders read
 ENLARGES = ("upscale", "super-resolution")
 SIDES = {"sd1": 512, "sd2": 768, "sdxl": 1024}  # the usual side of a family, where the model does not say
 
@@ -86,6 +87,11 @@ class Model:
             return False
         own = FAMILIES.get(str(self.family), TASKS.get(self.task, TASKS["text-to-image"]))
         return what in own.split()
+
+    def reads(self, encoders: int) -> bool:
+        """Whether it has so many CLIPs that read words."""
+        family = str(self.family)
+        return not family.startswith("ldm") and (encoders == 1 or family in TWICE)
 
     def lacks(self, image: bool, masked: bool) -> str:
         """What it cannot draw without and is not there yet, as what to do; "" if nothing."""

@@ -24,6 +24,7 @@ from PySide6.QtWidgets import (
 from mlxldm.job import Job
 
 from . import theme
+from .advanced import Advanced
 from .jobs import MOST, duration
 from .masking import STRENGTHS, Masking
 from .models import Model
@@ -138,6 +139,7 @@ class Panel(QWidget):
         self.well = Well("Drop a picture to start from,\nor click to choose one")
         self.strength = Amount("Strength", 0, 1, 2)
         self.masking = Masking()
+        self.advanced = Advanced()
         self.backend = QPushButton("Starting…")
         self.backend.setProperty("flat", True)
         self.backend.setProperty("quiet", True)
@@ -190,7 +192,6 @@ class Panel(QWidget):
         strength.setContentsMargins(0, 0, 0, 0)
         strength.setSpacing(10)
         label = QLabel("Strength")
-        label.setMinimumWidth(labels["Guidance"].sizeHint().width())
         strength.addWidget(label)
         strength.addWidget(self.strength, 1)
         self._strength_row.hide()
@@ -200,10 +201,12 @@ class Panel(QWidget):
         column = QVBoxLayout(inside)
         column.setContentsMargins(14, 12, 14, 8)
         column.setSpacing(8)
-        labels["Steps"].setMinimumWidth(labels["Guidance"].sizeHint().width())
+        words = [*labels.values(), *self.advanced.labels, label]
+        for one in words:
+            one.setMinimumWidth(max(word.sizeHint().width() for word in words))
         for item in (self.model, self.prompt, self.counter, self.negative, row, self._custom, self.button,
-                     self.estimate, self.disclosure, self.settings, self.well, self._strength_row,
-                     self.masking):  # fmt: skip
+                     self.estimate, self.disclosure, self.settings, self.advanced, self.well,
+                     self._strength_row, self.masking):  # fmt: skip
             column.addLayout(item) if isinstance(item, QHBoxLayout) else column.addWidget(item)
         column.addStretch(1)
         self._scroll = QScrollArea()
@@ -235,6 +238,7 @@ class Panel(QWidget):
         self.well.asked.connect(self.choose_picture)
         self.well.cleared.connect(lambda: self.set_image(None))
         self.masking.changed.connect(self._mask_changed)
+        self.advanced.changed.connect(self._advanced_changed)
         for signal in (self.prompt.textChanged, self.negative.textChanged, self.count.valueChanged,
                        self.seed.textChanged, self.width_box.valueChanged, self.height_box.valueChanged,
                        self.steps.changed, self.guidance.changed, self.strength.changed,
@@ -249,6 +253,7 @@ class Panel(QWidget):
         seed = self.seed.text()
         width, height = self._sides()
         image = self._image if model.takes("image") else None
+        advanced = self.advanced.fields(model, *self._masked)
         masking = self.masking.fields(*(image is not None and model.takes(what) for what in ("mask", "extend")))
         return self._rest.replace(
             prompt=self.prompt.toPlainText().strip() if model.takes("prompt") else "",
@@ -261,7 +266,7 @@ class Panel(QWidget):
             spacing=self.spacing.currentData() or None,
             width=width, height=height, count=self.count.value(),
             image=image, strength=self.strength.value if image is not None and model.takes("strength") else None,
-            **masking,
+            **masking, **advanced,
         )  # fmt: skip
 
     def show_job(self, job: Job) -> None:
@@ -282,6 +287,7 @@ class Panel(QWidget):
             self.count.setValue(job.count)
             self.steps.set(model.steps if job.steps is None else job.steps)
             self.guidance.set(model.guidance if job.guidance is None else job.guidance)
+            self.advanced.show_job(job)
             self.sampler.choose(job.sampler or "")
             self.spacing.setCurrentIndex(max(0, self.spacing.findData(job.spacing or "")))
             self.set_image(job.image if job.image and Path(job.image).is_absolute() else None)
@@ -307,6 +313,11 @@ class Panel(QWidget):
     # Models.
 
     @property
+    def models(self) -> list[Model]:
+        """All that the list has."""
+        return self._models
+
+    @property
     def current(self) -> Model:
         """The chosen model."""
         at = self.model.currentIndex()
@@ -327,6 +338,9 @@ class Panel(QWidget):
         self.model.setCurrentIndex(max(0, self.model.findData(chosen)) if models else -1)
         self.model.blockSignals(False)
         if job is not None and self.model.currentData() == chosen:
+            self._quiet = True
+            self._model_changed()  # what is known of it now may be more
+            self._quiet = False
             self.show_job(job)
         else:
             self._model_changed()
@@ -449,6 +463,18 @@ class Panel(QWidget):
         self._strength_row.setVisible(there and model.takes("strength"))
         self.masking.setVisible(there and model.takes("mask"))
         self.shape.setEnabled(not self._grows)
+        self.advanced.follow(model, *self._masked)
+
+    @property
+    def _masked(self) -> tuple[bool, bool]:
+        """Whether a part of a picture is painted, and whether the whole of it is looked at all the same."""
+        masking, model = self.masking, self.current
+        masked = self._image is not None and model.takes("mask") and masking.masked
+        return masked, not masked or not (masking.only or masking.extend is not None)
+
+    def _advanced_changed(self) -> None:
+        self.advanced.follow(self.current, *self._masked)
+        self._changed()
 
     @property
     def _grows(self) -> bool:
@@ -538,6 +564,7 @@ class Panel(QWidget):
 
     def _disclose(self, opened: bool) -> None:
         self.settings.setVisible(opened)
+        self.advanced.setVisible(opened)
         self.disclosure.setIcon(theme.icon("open" if opened else "closed", theme.colours().quiet))
 
     def set_dark(self) -> None:
@@ -548,6 +575,7 @@ class Panel(QWidget):
         self.backend.setIcon(theme.icon("dot", theme.colours().quiet))
         self.well.close_button.setIcon(theme.icon("close"))
         self.masking.set_dark()
+        self.advanced.set_dark()
 
     def show_backend(self, text: str, colour: str | None = None) -> None:
         """What makes the pictures, and how it is."""

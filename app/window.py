@@ -67,7 +67,7 @@ from .inpaint import Inpaint
 from .jobs import Progress, Queue, State
 from .masking import FIELDS as MASKED
 from .masking import STRENGTHS
-from .models import Model, usable
+from .models import EMBEDDED, ENLARGES, Model, usable
 from .panel import Panel
 from .pictures import Rescan
 from .thumbnails import Thumbnails
@@ -76,7 +76,7 @@ from .widgets import PICTURES, picture_of
 
 CHECKPOINTS = (".safetensors", ".ckpt", ".pt", ".pth", ".gguf")
 FILTER = "Pictures (" + " ".join(f"*{ending}" for ending in PICTURES) + ")"
-VARIATIONS = 4
+VARIATIONS, VARIATION = 4, 0.3  # how many, and how far from the picture: the part of other noise mixed in
 UPSCALE, UPSCALE_STRENGTH = 2, 0.35  # sides times, and how much is painted anew
 
 Trasher = Callable[[str], str | None]
@@ -162,9 +162,9 @@ class Window(QMainWindow):
         self.panel = Panel(self.undo_stack)
         self.viewer = Viewer(
             [act[name] for name in ("stop", "mask", "variations", "upscale")],
-            [act["force_stop"], None, act["reuse"], act["reuse_new"], act["make_again"], act["start_from"], None,
-             act["favourite"], act["details"], act["copy"], act["copy_prompt"], act["save"], act["reveal"], None,
-             act["trash"]],
+            [act["force_stop"], act["enlarge"], None, act["reuse"], act["reuse_new"], act["make_again"],
+             act["start_from"], None, act["favourite"], act["details"], act["copy"], act["copy_prompt"], act["save"],
+             act["reveal"], None, act["trash"]],
         )  # fmt: skip
         self.inpaint = Inpaint(self.panel, self._keep_mask)
         self.viewer.pages.addWidget(self.inpaint)
@@ -257,6 +257,7 @@ class Window(QMainWindow):
         panel.recall.connect(self._recall_prompt)
         panel.asks.connect(self._ask)
         panel.disclosure.toggled.connect(self.actions_["settings_shown"].setChecked)
+        panel.advanced.button.toggled.connect(self.actions_["advanced_shown"].setChecked)
         self.inpaint.closed.connect(self.leave)
         self.inpaint.painter.picture_dropped.connect(self.take_file)
         self.inpaint.bar.only_masked_changed.connect(lambda _: self._follow_focus())
@@ -320,21 +321,39 @@ class Window(QMainWindow):
             self._add(job)
 
     def do_variations(self) -> None:
-        """The shown picture's job with other seeds."""
+        """Pictures like the shown one: its own noise with some of other seeds' in it."""
         job = self.job_of(self.shown)
         if job is not None:
-            self._add(job.replace(seed=random.randrange(2**32), count=VARIATIONS))
+            other = random.randrange(2**32)
+            like = {"variation": f"{other}:{VARIATION}"} if job.seed is not None else {"seed": other}
+            self._add(job.replace(count=VARIATIONS, **like))
 
     def do_upscale(self) -> None:
-        """The shown picture painted anew on a larger canvas."""
+        """The shown picture painted anew on a larger canvas: the library's second pass, without making the first."""
         job = self.job_of(self.shown)
-        if job is None or self.shown is None:
+        if job is None or self.shown is None or not self._model_of(job).takes("strength"):
             return
         kept = self._keep_input(self.shown.path)
         if kept is not None:
             width, height = (side * UPSCALE // 8 * 8 for side in (self.shown.width, self.shown.height))
-            job = job.replace(**dict.fromkeys(MASKED))
+            job = job.replace(**dict.fromkeys((*MASKED, "hires", "hires_strength", "hires_steps")))
             self._add(job.replace(image=kept, strength=UPSCALE_STRENGTH, width=width, height=height))
+
+    def do_enlarge(self) -> None:
+        """The shown picture made larger by a model that does just this."""
+        model, job = self._enlarger(), self.job_of(self.shown)
+        kept = self._keep_input(self.shown.path) if self.shown is not None and model is not None else None
+        if kept is not None and model is not None:
+            words = job if job is not None and model.takes("prompt") else Job()
+            self._add(Job(prompt=words.prompt, negative=words.negative, model=model.name, image=kept))
+
+    def _enlarger(self) -> Model | None:
+        return next((model for model in self.panel.models if model.usable and model.task in ENLARGES), None)
+
+    def _model_of(self, job: Job) -> Model:
+        """The model of a job, as far as it is known here."""
+        name = job.model or EMBEDDED
+        return next((model for model in self.panel.models if model.name == name), Model(name))
 
     def job_of(self, picture: Picture | None) -> Job | None:
         """The job in a picture, for one picture; None where it has none. Input pictures come along if they are kept."""
@@ -366,12 +385,12 @@ class Window(QMainWindow):
         """The same, with a new seed."""
         job = self.job_of(self.shown)
         if job is not None:
-            self.panel.restore(job.replace(seed=None))
+            self.panel.restore(job.replace(seed=None, variation=None))
 
     def _take_seed(self) -> None:
         job = self.job_of(self.shown)
         if job is not None and job.seed is not None:
-            self.panel.restore(self.panel.job().replace(seed=job.seed), "Take seed")
+            self.panel.restore(self.panel.job().replace(seed=job.seed, variation=job.variation), "Take seed")
 
     def _recall_prompt(self) -> None:
         prompts = self.history.last_prompts(1)
@@ -715,9 +734,15 @@ class Window(QMainWindow):
         act["stop"].setVisible(True)
         act["force_stop"].setEnabled(busy)
         act["pause"].setText("&Resume" if held else "&Pause")
-        with_job = here and self.shown is not None and bool(self.history.record(self.shown.id))
-        for name in ("variations", "upscale", "reuse", "reuse_new", "make_again", "copy_prompt"):
+        job = self.job_of(self.shown)
+        with_job = job is not None
+        for name in ("variations", "reuse", "reuse_new", "make_again", "copy_prompt"):
             act[name].setEnabled(with_job)
+        act["upscale"].setEnabled(job is not None and self._model_of(job).takes("strength"))
+        enlarger = self._enlarger()
+        act["enlarge"].setVisible(enlarger is not None)
+        act["enlarge"].setText(f"&Enlarge with {enlarger.title}" if enlarger is not None else "&Enlarge")
+        act["enlarge"].setEnabled(here)
         for name in ("copy", "save", "reveal", "start_from", "details", "fit", "pixels", "zoom_in", "zoom_out"):
             act[name].setEnabled(here)
         for name in ("trash", "favourite"):
@@ -1006,6 +1031,13 @@ class Window(QMainWindow):
         """Open or close the settings of the picture."""
         self.panel.disclosure.setChecked(not self.panel.disclosure.isChecked())
 
+    def do_advanced_shown(self) -> None:
+        """Open or close the settings that few people need."""
+        opened = not self.panel.advanced.button.isChecked()
+        self.panel.advanced.button.setChecked(opened)
+        if opened:
+            self.panel.disclosure.setChecked(True)
+
     def do_fit(self) -> None:
         """The whole picture."""
         self.inpaint.painter.fit() if self.inpaint.isVisible() else self.viewer.canvas.set_zoom(None)
@@ -1116,6 +1148,7 @@ class Window(QMainWindow):
         self.panel.setVisible(settings.value("controls", "true") != "false")
         self.side.setVisible(settings.value("gallery", "true") != "false")
         self.panel.disclosure.setChecked(settings.value("settings") == "true")
+        self.panel.advanced.button.setChecked(settings.value("advanced") == "true")
         with contextlib.suppress(Exception):  # of another version: then the controls are as at first
             self._wanted = Job.from_json(str(settings.value("job")))
             self.panel.prompt.replace(self._wanted.prompt)
@@ -1128,6 +1161,7 @@ class Window(QMainWindow):
         settings.setValue("controls", "true" if left else "false")
         settings.setValue("gallery", "true" if right else "false")
         settings.setValue("settings", "true" if self.panel.disclosure.isChecked() else "false")
+        settings.setValue("advanced", "true" if self.panel.advanced.button.isChecked() else "false")
         job = self.panel.job() if self._wanted is None else self._wanted.replace(prompt=self.panel.prompt.toPlainText())
         settings.setValue("job", json.dumps(job.to_json()))
         settings.sync()

@@ -74,6 +74,7 @@ class Fake:
                 ("dreamshaper-8", "sd1", "text-to-image", "ready", large),
                 ("a-turbo", "sdxl", "text-to-image", "ready", {**large, "steps": 4, "guidance": 1.0}),
                 ("celebahq", "ldm", "unconditional", "ready", large),
+                ("upscaler-x4", "upscaler", "upscale", "ready", large),
                 ("on-another-disk", "sd1", "text-to-image", "not there", large)]  # fmt: skip
         return [{"name": name, "family": family, "task": task, "state": state, "path": f"/models/{name}",
                  "bytes": 2 * 10**9, "defaults": defaults} for name, family, task, state, defaults in rows]  # fmt: skip

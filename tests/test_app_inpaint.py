@@ -16,7 +16,7 @@ from test_app_window import CONTROL, SHIFT, drawn, files, opened, place, press  
 from mlxldm.job import Job
 from mlxldm_app import pictures
 from mlxldm_app.jobs import State
-from mlxldm_app.window import Window
+from mlxldm_app.window import UPSCALE_STRENGTH, Window
 
 KEY = Qt.Key
 
@@ -243,26 +243,36 @@ def test_holes_of_a_start_picture_are_its_mask(shown, place):  # noqa: F811
 
 
 @needs_mlx
-def test_the_real_worker_paints_inside_the_mask_only(place):  # noqa: F811
+def test_the_real_worker_upscales_and_paints_inside_the_mask_only(place):  # noqa: F811
     application()
     window = Window()
     window.show()
+
+    def made(count: int) -> QImage:
+        until(lambda: len(window.gallery_model.shown) == count and not window.queue.state.busy, 60)
+        assert not window.viewer.bar.isVisible(), window.viewer.bar.words.text()
+        return QImage(window.shown.path)
+
     try:
         until(lambda: window.client.greeting and window.panel.model.count(), 60)
         window.panel.show_job(Job(prompt="a green hill under a yellow sun", seed=5, steps=3))
         window.do_generate()
-        until(lambda: window.shown is not None and not window.queue.state.busy, 60)
-        before = QImage(window.shown.path)
+        before = made(1)
+        window.do_upscale()
+        upscaled = made(2)
+        window._select(1)
+        window._add(window.job_of(window.shown).replace(hires=2.0, hires_strength=UPSCALE_STRENGTH))
+        assert made(3) == upscaled and upscaled.size() == 2 * before.size(), "the library's second pass"
+        window._select(2)
         window.do_mask()
         dab(window, 64, 40, 50)
         window.panel.prompt.replace("a red house in the snow")
-        for only in (False, True):
+        for count, only in ((4, False), (5, True)):
             if window.inpaint.bar.only_masked.isChecked() != only:
                 window.do_edit_mask()
                 window.inpaint.bar.only_masked.click()
             window.do_generate()
-            until(lambda count=2 + only: len(window.gallery_model.shown) == count and not window.queue.state.busy, 60)
-            after, mask = QImage(window.shown.path), QImage(window.job_of(window.shown).mask)
+            after, mask = made(count), QImage(window.job_of(window.shown).mask)
             assert after.size() == before.size() == mask.size()
             changed = 0
             for x in range(before.width()):

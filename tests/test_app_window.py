@@ -19,7 +19,7 @@ from PySide6.QtGui import QAccessible, QFontMetrics, QImage
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QAbstractScrollArea, QApplication, QLabel, QPushButton, QWidget
 
-from mlxldm.job import Job
+from mlxldm.job import Job, variation_of
 from mlxldm_app import pictures, theme
 from mlxldm_app.client import Client
 from mlxldm_app.commands import COMMANDS, Command
@@ -212,7 +212,8 @@ def test_a_job_goes_in_and_comes_out(opened):
         Job(prompt="a fox", model="dreamshaper-8", negative="snow", seed=0, steps=31, guidance=2.5, sampler="heun",
             spacing="karras", width=640, height=448, count=7),
         Job(prompt="x", width=64, height=64),
-        Job(prompt="x", width=64, height=64, noise="nvidia", guidance_rescale=0.5),
+        Job(prompt="x", width=64, height=64, noise="nvidia", guidance_rescale=0.5, clip_skip=2, seamless="x"),
+        Job(prompt="x", width=64, height=64, hires=1.75, hires_strength=0.4, hires_steps=9, variation="12:0.300"),
     ):  # fmt: skip
         window.panel.show_job(job)
         assert window.panel.job() == job
@@ -232,6 +233,21 @@ def test_what_a_model_cannot_do_is_not_shown(opened):
     assert panel.job().prompt == ""
     panel.model.setCurrentIndex(panel.model.findData("dreamshaper-8"))
     assert panel.negative.isVisible() and panel.guidance.isVisible() and panel.steps.value == 25
+    panel.advanced.button.setChecked(True)
+    advanced = panel.advanced
+    assert advanced.hires.isVisible() and advanced.rescale.isVisible() and not advanced.prompt_2.isVisible()
+    assert not advanced.hires_strength.isVisible() and not advanced.other.isVisible()
+    advanced.hires.setCurrentIndex(2)
+    advanced.rescale.set(0.7)
+    assert (panel.job().hires, panel.job().guidance_rescale) == (2.0, 0.7) and advanced.hires_strength.isVisible()
+    panel.model.setCurrentIndex(panel.model.findData("a-turbo"))
+    assert advanced.prompt_2.isVisible() and panel.job().guidance_rescale is None and panel.job().hires == 2.0
+    panel.model.setCurrentIndex(panel.model.findData("celebahq"))
+    assert not advanced.hires.isVisible() and not advanced.clip_skip.isVisible() and panel.job().hires is None
+    panel.model.setCurrentIndex(panel.model.findData("upscaler-x4"))
+    assert panel.button.text() == "Describe a picture first" and panel.well.isVisible()
+    panel.prompt.replace("a fox")
+    assert panel.button.text() == "Choose a picture first"
     last = panel.model.findData("on-another-disk")
     assert not panel.model.model().item(last).isEnabled()
 
@@ -295,8 +311,13 @@ def test_reuse_variations_upscale_and_again(opened, place):
     window.do_upscale()
     same, others, larger = (entry.job for entry in window.queue.waiting)
     assert (same.seed, same.steps, same.count) == (0, 7, 1)
-    assert others.count == 4 and others.prompt == same.prompt and others.seed != same.seed
+    seed, amount = variation_of(others.variation)
+    assert (others.count, others.prompt, others.seed, amount) == (4, same.prompt, same.seed, 0.3) and seed != same.seed
     assert (larger.width, larger.height) == (128, 96) and os.path.exists(larger.image)
+    window.do_enlarge()
+    *_, enlarged = (entry.job for entry in window.queue.waiting)
+    assert window.actions_["enlarge"].text() == "&Enlarge with upscaler-x4" and enlarged.model == "upscaler-x4"
+    assert enlarged.image == larger.image and enlarged.prompt == same.prompt and enlarged.strength is None
     window.do_reuse_new()
     assert window.panel.job().seed is None and window.panel.job().guidance == 2.0
     window.panel.take.click()

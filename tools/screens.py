@@ -131,7 +131,7 @@ def chosen(window, prompt: str = "A lighthouse on a cliff at dusk, gouache, soft
     """The controls as somebody left them."""
     from mlxldm.job import Job
 
-    window.panel.show_job(Job(prompt=prompt, model="dreamshaper-8", count=4, **more))
+    window.panel.show_job(Job(**{"prompt": prompt, "model": "dreamshaper-8", "count": 4, **more}))
     window.panel.disclosure.setChecked(True)
 
 
@@ -235,13 +235,21 @@ def painting(app, window) -> None:
     painter.set_sides((2,), 64)
 
 
+def advanced(app, window) -> None:
+    """All that can be set."""
+    chosen(window, hires=2.0, variation="99:0.3", model="a-turbo")
+    window.panel.advanced.button.setChecked(True)
+    spend(app, 0.3)
+    window.panel._scroll.verticalScrollBar().setValue(10_000)
+
+
 def first(app, window) -> None:
     """Nothing was ever made."""
 
 
 STATES = {
     one.__name__: one
-    for one in (first, idle, loading, generating, corner, painting, stopping, error, crashed, down, waiting)
+    for one in (first, idle, loading, generating, corner, painting, advanced, stopping, error, crashed, down, waiting)
 }
 
 

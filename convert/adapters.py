@@ -717,6 +717,8 @@ def change(adapter: Adapter, key: Key) -> Change:
     else:
         form, arrays = _arrays(adapter.file, module)
         arrays = (arrays[0] * np.float32(adapter.scale(key)), *arrays[1:])
+        if form == "low":
+            arrays = _balanced(*arrays)
     magnitude = _magnitude(adapter.file, module) if module.dora else None
     made = Change(form, tuple(map(np.ascontiguousarray, arrays)), inputs, magnitude, bias_delta(adapter, key))
     with np.errstate(over="ignore", invalid="ignore"):
@@ -787,6 +789,15 @@ def _arrays(file: Source, module: Module) -> tuple[str, tuple[np.ndarray, ...]]:
     if "diff" in module.tensors:
         return "full", (_rows(read("diff"), module.shape),)
     return "factor", (np.zeros((1, 1), np.float32),)  # the bias alone is changed
+
+
+def _balanced(up: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same product of factors of like size, by a power of two: float16 then holds the one as well as the other."""
+    sizes = [max(float(x.max()), -float(x.min())) for x in (up, down)]
+    if 0 in sizes or not all(map(math.isfinite, sizes)):
+        return up, down
+    power = np.float32(2.0 ** round(math.log2(sizes[0] / sizes[1]) / 2))
+    return (up, down) if power == 1 else (up / power, down * power)
 
 
 def _sides(file: Source, module: Module) -> tuple[np.ndarray, np.ndarray]:

@@ -114,7 +114,7 @@ class Change:
         return self.square == 0 and (self.bias is None or not np.any(self.bias))
 
     def moved(self, convert: Callable[[np.ndarray], Array]) -> Change:
-        """The same in another framework's arrays."""
+        """The same in arrays of another framework or type."""
         magnitude = None if self.magnitude is None else convert(self.magnitude)
         bias = None if self.bias is None else convert(self.bias)
         return dataclasses.replace(
@@ -125,20 +125,29 @@ class Change:
 Strong = tuple[float, Change]  # how strongly, and what
 
 
-def _addmm(sum: Array, a: Array, b: Array) -> Array:
-    return sum + a @ b
-
-
-def merged(weight: Array, changes: Sequence[Strong], addmm: Callable[[Array, Array, Array], Array] = _addmm) -> Array:
-    """`weight` (out, in), float32, with its changes; `addmm(c, a, b)` is the framework's c + a @ b in one go."""
+def merged(weight: Array, changes: Sequence[Strong]) -> Array:
+    """`weight` (out, in), float32, with its changes."""
     out = weight
     for strength, change in changes:
-        if change.plain:
-            up, down = change.arrays
-            out = addmm(out, up * strength, down)
-        else:
-            out = out + change.of(weight) * strength
+        out = out + change.of(weight) * strength
     return out
+
+
+def factors(
+    changes: Sequence[Strong], concatenate: Callable[[list[Array], int], Array]
+) -> tuple[Array, Array, float] | None:
+    """Plain changes as one: up (out, R), down (R, in) and a strength; None where one of them is not plain.
+
+    Then one product is all there is to compute, in which the framework adds the weight on the way and rounds once.
+    """
+    if not all(change.plain for _, change in changes):
+        return None
+    (first, one), *others = changes
+    up, down = one.arrays
+    if others:
+        up = concatenate([change.arrays[0] * (strength / first) for strength, change in changes], 1)
+        down = concatenate([change.arrays[1] for _, change in changes], 0)
+    return up, down, first
 
 
 # What an adapter is.
@@ -388,14 +397,15 @@ class Weights:
 
     def __init__(self) -> None:
         self.plain: np.ndarray | None = None  # the denoiser's answer to `_ask` without adapters
-        self._now: dict[Key, list[Strong]] = {}
+        self.answered: Answered | None = None  # the last one with some
+        self._now: dict[Key, list[Strong]] | None = {}  # None: something stopped while they were changed
         self._moved: dict[Change, Change] = {}  # what is in use, in the framework's arrays
         self._squares: dict[Key, float] = {}  # of the weights as they were
 
     # Of the framework.
 
-    def array(self, x: np.ndarray) -> Array:
-        """`x` where the weights are, float32."""
+    def array(self, x: np.ndarray, key: Key | None = None) -> Array:
+        """`x` where the weights are, float32; as a factor of a weight, in the type that it is multiplied in."""
         raise NotImplementedError
 
     def base(self, key: Key) -> Array:
@@ -406,8 +416,11 @@ class Weights:
         """Make a weight and its bias what they were, with these changes."""
         raise NotImplementedError
 
-    def restore(self, keys: Sequence[Key]) -> None:
-        """Make weights and biases what they were, bit for bit, and keep nothing beside them."""
+    def restore(self, keys: Sequence[Key] | None) -> None:
+        """Make weights and biases what they were, bit for bit, and keep nothing beside them; None: all of them.
+
+        Whatever stops it in the middle, it can be asked again.
+        """
         raise NotImplementedError
 
     def finish(self) -> None:
@@ -418,18 +431,33 @@ class Weights:
     def put(self, adapters: Adapters) -> list[float]:
         """Make the weights what they were with these adapters' changes; by how much each of them changes its weights.
 
-        That is the norm of the changes relative to the norm of the weights that it is for.
+        That is the norm of the changes relative to the norm of the weights that it is for. Whatever stops this in the
+        middle (memory, Ctrl-C), the weights are what they were without adapters.
         """
         changes = adapters.changes()
         if changes != self._now:
-            self.restore([key for key in self._now if key not in changes])
-            wanted = {change for some in changes.values() for _, change in some}
-            self._moved = {change: self._moved.get(change) or change.moved(self.array) for change in wanted}
-            for key, some in changes.items():
-                self.change(key, [(strength, self._moved[change]) for strength, change in some])
-            self.finish()
-            self._now = changes
+            try:
+                self._put(changes)
+            except BaseException:
+                self._put({})
+                raise
         return [_relative(one, self._square, self._square_of) for one in adapters.worn]
+
+    def _put(self, changes: dict[Key, list[Strong]]) -> None:
+        before, self._now = self._now, None
+        self.restore(None if before is None else [key for key in before if key not in changes])
+        self._moved = {
+            change: self._moved.get(change) or self._move(key, change)
+            for key, some in changes.items() for _, change in some
+        }  # fmt: skip
+        for key, some in changes.items():
+            if before is None or some != before.get(key):
+                self.change(key, [(strength, self._moved[change]) for strength, change in some])
+        self.finish()
+        self._now = changes
+
+    def _move(self, key: Key, change: Change) -> Change:
+        return change.moved(functools.partial(self.array, key=key) if change.plain else self.array)
 
     def _square(self, key: Key) -> float:
         if key not in self._squares:
@@ -438,7 +466,7 @@ class Weights:
         return self._squares[key]
 
     def _square_of(self, key: Key, change: Change) -> float:
-        whole = self._moved[change].of(self.base(key))
+        whole = self._moved[change].of(self.base(key))  # it is not plain
         return float((whole * whole).sum())
 
 
@@ -456,25 +484,53 @@ def _relative(one: Worn, square: Callable[[Key], float], square_of: Callable[[Ke
 def put_on(model: Model, adapters: Adapters) -> Effect:
     """Make the model what it was with these adapters, whatever it had on before; what they do to it.
 
-    Raises UserError for LoRAs that change no answer of the denoiser.
+    To ask the denoiser costs more than to change a weight: it is asked when an adapter comes, and when one counts by
+    another order of magnitude; in between, the last answer is told, with what it is of.
+    Raises UserError for LoRAs that change no answer of the denoiser; the model is without any then.
     """
     model.learn(adapters.words)
     weights = model.weights
     if not adapters.worn:
         weights.put(adapters)
+        weights.answered = None  # which keeps the adapters in memory
         return effect(adapters, (), None)
     if weights.plain is None:
         weights.put(NONE)
         weights.plain = _ask(model)
     relative = weights.put(adapters)
-    answer = _ask(model)
-    changed = float(np.linalg.norm(answer - weights.plain) / np.linalg.norm(weights.plain))
-    if not changed and any(strength for one in adapters.worn for strength in one.strengths.values()):
-        raise UserError(
-            f"{' and '.join(shown(one.adapter.name) for one in adapters.worn)} changes nothing that "
-            f"{model.manifest.name} computes in {model.precision}: leave it out."
+    if weights.answered is None or not weights.answered.tells_of(adapters.worn):
+        change = float(np.linalg.norm(_ask(model) - weights.plain) / np.linalg.norm(weights.plain))
+        if not change and any(strength for one in adapters.worn for strength in one.strengths.values()):
+            weights.put(NONE)
+            raise UserError(
+                f"{' and '.join(shown(one.adapter.name) for one in adapters.worn)} changes nothing that "
+                f"{model.manifest.name} computes in {model.precision}: leave it out."
+            )
+        weights.answered = Answered(adapters.worn, change)
+    return effect(adapters, relative, weights.answered)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """By how much one answer of the denoiser changed, relative to what it was, with adapters on."""
+
+    worn: tuple[Worn, ...]
+    change: float
+
+    def tells_of(self, worn: Sequence[Worn]) -> bool:
+        """Whether these are the same adapters, each as strong up to a factor of ten."""
+        return len(worn) == len(self.worn) and all(
+            new.adapter is old.adapter and _alike(new.strengths, old.strengths)
+            for new, old in zip(worn, self.worn, strict=True)
         )
-    return effect(adapters, relative, changed)
+
+
+def _alike(new: Mapping[Key, float], old: Mapping[Key, float]) -> bool:
+    """Whether all strengths are the old ones times one number from 0.1 to 10."""
+    if any(bool(new[key]) != bool(old[key]) for key in old):
+        return False
+    ratios = [new[key] / old[key] for key in old if old[key]]
+    return not ratios or (min(ratios) >= 0.1 and max(ratios) <= min(10, min(ratios) * (1 + 1e-6)))
 
 
 def _ask(model: Model) -> np.ndarray:
@@ -501,11 +557,15 @@ class Effect:
     # change of the weights
     loras: tuple[dict[str, Any], ...]
     answer: float | None  # the relative change of one answer of the denoiser; None: there was no LoRA
+    answer_of: tuple[str, ...]  # the LoRAs that it was with, which may have been stronger or weaker
     words: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """For `json.dumps`."""
-        return {"loras": list(self.loras), "answer": self.answer, "words": list(self.words)}
+        return {
+            "loras": list(self.loras), "answer": self.answer, "answer_of": list(self.answer_of),
+            "words": list(self.words),
+        }  # fmt: skip
 
     def lines(self) -> list[str]:
         """What there is to say, a sentence each."""
@@ -516,12 +576,14 @@ class Effect:
             said.append(f"{lora['text']}: {lora['kind']}, {where}; {left}weights change by {lora['weights']:.2%}")
         if self.answer is not None:
             together = "together they change" if len(self.loras) > 1 else "it changes"
+            if self.answer_of != tuple(lora["text"] for lora in self.loras):
+                together = f"{' and '.join(self.answer_of)} changed"
             said.append(f"{together} the denoiser's answer by {self.answer:.2%}")
         said += [f"{word!r} stands for its vectors" for word in self.words]
         return said
 
 
-def effect(adapters: Adapters, weights: Sequence[float], answer: float | None) -> Effect:
+def effect(adapters: Adapters, weights: Sequence[float], answered: Answered | None) -> Effect:
     """weights: by how much each LoRA changes the weights it is for, relative to them."""
     loras = []
     for one, relative in zip(adapters.worn, weights, strict=True):
@@ -532,7 +594,10 @@ def effect(adapters: Adapters, weights: Sequence[float], answer: float | None) -
             "text": one.text, "name": one.adapter.name, "kind": one.adapter.kind, "modules": modules,
             "unmatched": len(one.adapter.unmatched), "left": grouped(one.adapter.unmatched), "weights": relative,
         })  # fmt: skip
-    return Effect(tuple(loras), answer, tuple(word.names[0] for word in adapters.words))
+    words = tuple(word.names[0] for word in adapters.words)
+    if answered is None:
+        return Effect(tuple(loras), None, (), words)
+    return Effect(tuple(loras), answered.change, tuple(one.text for one in answered.worn), words)
 
 
 def grouped(reasons: Mapping[str, str]) -> dict[str, str]:

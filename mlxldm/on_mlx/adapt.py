@@ -13,7 +13,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..adapters import Key, Strong, Weights, merged
+from ..adapters import Key, Strong, Weights, factors, merged
+from .device import gpu
 from .layers import Attention, Linear, PackedLinear, pad
 
 TOGETHER = 1 << 26  # bytes of weights to compute at a time: one by one would wait for a GPU each time
@@ -28,8 +29,11 @@ class MlxWeights(Weights):
         self._kept: dict[Key, tuple[nn.Module, mx.array, mx.array | None]] = {}  # module, weight and bias as they were
         self._waiting: list[mx.array] = []
 
-    def array(self, x: np.ndarray) -> mx.array:
-        return mx.array(x)
+    def array(self, x: np.ndarray, key: Key | None = None) -> mx.array:
+        if key is None or not gpu():  # a CPU multiplies float32 only in good time
+            return mx.array(x)
+        layer, weight, _ = self._kept.get(key) or self._as_is(key)
+        return mx.array(x).astype(layer.scales.dtype if isinstance(layer, PackedLinear) else weight.dtype)
 
     def base(self, key: Key) -> mx.array:
         layer, weight, _ = self._kept.get(key) or self._as_is(key)
@@ -42,7 +46,12 @@ class MlxWeights(Weights):
         if isinstance(layer, PackedLinear):
             layer = self._packed(key, layer, changes)
         if not isinstance(layer, PackedLinear):
-            whole = self._padded(key, merged(self.base(key), changes, mx.addmm))
+            together = None if weight.dtype == mx.uint32 else factors(changes, mx.concatenate)
+            if together is None:
+                whole = self._padded(key, merged(self.base(key), changes))
+            else:
+                up, down = self._padded_factors(key, *together[:2])
+                whole = mx.addmm(_rows(weight).astype(up.dtype), up, down, together[2])
             # a packed layer's type is its scales'
             dtype = weight.dtype if weight.dtype != mx.uint32 else self._kept[key][0].scales.dtype
             layer.weight = whole.astype(dtype).reshape(-1, *_inner(weight, whole))
@@ -56,28 +65,30 @@ class MlxWeights(Weights):
 
     def _packed(self, key: Key, layer: PackedLinear, changes: Sequence[Strong]) -> nn.Module:
         """A packed layer with the factors beside it, or where that does not do, a whole one in its place."""
-        if not all(change.plain for _, change in changes):
+        together = factors(changes, mx.concatenate)
+        if together is None:
             layer.put_beside(None, None)
             whole = Linear(1, 1, bias="bias" in layer)
             self._set(key, whole)
             return whole
         self._set(key, layer)
-        ups = [change.arrays[0] * strength for strength, change in changes]
-        up = self._padded(key, mx.concatenate(ups, axis=1)).astype(layer.scales.dtype)
-        down = mx.concatenate([change.arrays[1] for _, change in changes]).astype(layer.scales.dtype)
+        up, down = self._padded_factors(key, together[0] * together[2], together[1])
+        up, down = up.astype(layer.scales.dtype), down.astype(layer.scales.dtype)
         layer.put_beside(down, up)
         self._wait(up, down)
         return layer
 
-    def restore(self, keys: Sequence[Key]) -> None:
-        for key in keys:
-            layer, weight, bias = self._kept.pop(key)
+    def restore(self, keys: Sequence[Key] | None) -> None:
+        self._waiting = []
+        for key in list(self._kept) if keys is None else keys:
+            layer, weight, bias = self._kept[key]
             if isinstance(layer, PackedLinear):
                 layer.put_beside(None, None)
                 self._set(key, layer)
             layer.weight = weight
             if bias is not None:
                 layer.bias = bias
+            del self._kept[key]
 
     def finish(self) -> None:
         mx.eval(self._waiting)
@@ -102,6 +113,13 @@ class MlxWeights(Weights):
     def _padded(self, key: Key, x: mx.array) -> mx.array:
         found = self._attention(key)
         return x if found is None else pad(x, found[0], found[1].heads, found[1].head)
+
+    def _padded_factors(self, key: Key, up: mx.array, down: mx.array) -> tuple[mx.array, mx.array]:
+        """Factors whose product is padded."""
+        found = self._attention(key)
+        if found is None:
+            return up, down
+        return (self._padded(key, up), down) if found[0] == 0 else (up, self._padded(key, down))
 
     def _unpadded(self, key: Key, x: mx.array) -> mx.array:
         found = self._attention(key)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..adapters import Key, Strong, Weights, merged
+from ..adapters import Key, Strong, Weights, factors, merged
 
 # Biases that a quick block adds together with a neighbour's (`blocks.Resnet`, `blocks.TimeProjections`).
 JOINED = {"conv1": "time_emb_proj", "conv2": "conv_shortcut"}
@@ -48,10 +48,13 @@ class TorchWeights(Weights):
         self._parts, self._device = parts, device
         self._kept: dict[Key, Tensor] = {}
         self._biases: dict[int, tuple[Tensor, Tensor]] = {}  # by their address: the bias, and as it was
-        self._shifts: dict[int, Tensor] = {}  # what comes to each bias, of one module or of two
+        self._shifts: dict[Key, tuple[int, Tensor]] = {}  # what comes to a bias, by its address, from one module
 
-    def array(self, x: np.ndarray) -> Tensor:
-        return torch.tensor(x, device=self._device)
+    def array(self, x: np.ndarray, key: Key | None = None) -> Tensor:
+        dtype = torch.float32 if key is None else self._place(key).weight.dtype
+        if self._device.type == "cpu" and dtype == torch.float16:  # which a CPU multiplies slowly
+            dtype = torch.float32
+        return torch.from_numpy(np.require(x, requirements="W")).to(self._device, dtype)
 
     def base(self, key: Key) -> Tensor:
         return (self._kept[key] if key in self._kept else self._place(key).weight).float()
@@ -61,28 +64,39 @@ class TorchWeights(Weights):
         place = self._place(key)
         if key not in self._kept:
             self._kept[key] = place.weight.clone()
-        place.weight.copy_(merged(self.base(key), changes, torch.addmm))
+        together = factors(changes, torch.cat)
+        if together is None:
+            place.weight.copy_(merged(self.base(key), changes))
+        else:
+            up, down, strength = together
+            if up.dtype == place.weight.dtype:
+                place.weight.copy_(self._kept[key]).addmm_(up, down, alpha=strength)
+            else:
+                place.weight.copy_(self._kept[key].to(up.dtype).addmm_(up, down, alpha=strength))
         shifts = [strength * change.bias for strength, change in changes if change.bias is not None]
+        self._shifts.pop(key, None)
         if shifts:
             assert place.bias is not None, key
             where = place.bias.data_ptr()
             self._biases.setdefault(where, (place.bias, place.bias.clone()))
-            self._shifts[where] = self._shifts.get(where, 0) + sum(shifts)
+            self._shifts[key] = where, sum(shifts[1:], start=shifts[0])
 
     @torch.no_grad()
-    def restore(self, keys: Sequence[Key]) -> None:
-        for key in keys:
-            self._place(key).weight.copy_(self._kept.pop(key))
+    def restore(self, keys: Sequence[Key] | None) -> None:
+        for key in list(self._kept) if keys is None else keys:
+            self._shifts.pop(key, None)
+            self._place(key).weight.copy_(self._kept[key])
+            del self._kept[key]
 
     @torch.no_grad()
     def finish(self) -> None:
         for where, (bias, as_it_was) in list(self._biases.items()):
-            if where in self._shifts:
-                bias.copy_(as_it_was.float() + self._shifts[where])
+            shifts = [shift for place, shift in self._shifts.values() if place == where]
+            if shifts:
+                bias.copy_(as_it_was.float() + sum(shifts))
             else:
                 bias.copy_(as_it_was)
                 del self._biases[where]
-        self._shifts = {}
 
     def _place(self, key: Key) -> Place:
         part, name = key

@@ -72,6 +72,12 @@ def of_saving(reason: str, folder: str) -> Notice:
                   (("Save again", "save_again"),))  # fmt: skip
 
 
+def of_keeping(reason: str) -> Notice:
+    """The bar when the queue could not be written."""
+    return Notice(f"The queue could not be saved: {reason}. Is the disk full? Nothing more starts until it can be.",
+                  (("Save again", "save_again"),))  # fmt: skip
+
+
 def of_silence() -> Notice:
     """The bar when the worker does not answer."""
     return Notice("The generator is not answering. It may only be busy.", (("Start it again", "force_stop"),))

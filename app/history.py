@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Iterable
@@ -43,6 +44,8 @@ CREATE TRIGGER image_changed AFTER UPDATE OF prompt ON image BEGIN
     INSERT INTO words(words, rowid, prompt) VALUES ('delete', old.id, old.prompt);
     INSERT INTO words(rowid, prompt) VALUES (new.id, new.prompt); END;
 """
+# Where the next picture of a job is about to be: after a crash, whether it is there says whether it was made.
+SAVING = "CREATE TABLE IF NOT EXISTS saving (job INTEGER PRIMARY KEY, path TEXT NOT NULL)"
 
 
 @dataclass
@@ -88,7 +91,10 @@ class Found:
 
 
 class History:
-    """The database at `path`, for one thread. A damaged one is put aside under another name, which `damaged` says."""
+    """The database at `path`, for one thread. A damaged one is put aside under another name, which `damaged` says.
+
+    `sqlite3.OperationalError` where it cannot be used now: the disk is full, or it may not be written. It stays then.
+    """
 
     def __init__(self, path: Path | str):
         self.path = str(path)
@@ -96,7 +102,7 @@ class History:
         try:
             self._db = self._opened()
         except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
+            if isinstance(error, sqlite3.OperationalError):
                 raise
             aside = f"{self.path}.damaged-{int(time.time())}"
             Path(self.path).rename(aside)
@@ -110,6 +116,7 @@ class History:
         try:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")  # a job that was taken is on the disk
+            db.execute("PRAGMA wal_autocheckpoint = 1")  # and in this file: a -wal is easily taken for rubbish
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
                 db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
@@ -118,6 +125,7 @@ class History:
                 db.executescript(f"BEGIN IMMEDIATE; {again} PRAGMA user_version = {VERSION}; COMMIT;")
             elif version != VERSION:
                 raise sqlite3.DatabaseError(f"version {version}")
+            db.execute(SAVING)
         except sqlite3.DatabaseError:
             db.close()
             raise
@@ -159,6 +167,33 @@ class History:
         """Forget jobs."""
         self._db.executemany("DELETE FROM job WHERE id = ?", [(number,) for number in numbers])
 
+    def will_save(self, entry: Entry, path: Path) -> None:
+        """The job's next picture is about to be written to `path`, where nothing is."""
+        self._db.execute("INSERT OR REPLACE INTO saving (job, path) VALUES (?, ?)", (entry.id, str(path)))
+
+    def has_saved(self, entry: Entry, found: Found) -> Picture:
+        """It is written: in the index, and among the job's `done`, which are counted already; both or neither."""
+        with self._db:
+            self._db.execute("BEGIN")
+            self.keep_job(entry)
+            self._db.execute("DELETE FROM saving WHERE job = ?", (entry.id,))
+            return self._put(found)
+
+    def recover(self) -> list[Path]:
+        """At the start, whatever the end was like: what ran is paused, what is made is counted, what is whole is gone.
+
+        Returns where pictures were about to be; what is not there is not made.
+        """
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            saving = self._db.execute("SELECT job, path FROM saving").fetchall()
+            made = [(number,) for number, path in saving if os.path.exists(path)]
+            self._db.executemany("UPDATE job SET done = done + 1 WHERE id = ?", made)
+            self._db.execute("DELETE FROM saving")
+            self._db.execute("UPDATE job SET state = 'paused' WHERE state = 'running'")
+            self._db.execute("DELETE FROM job WHERE done >= count")
+        return [Path(path) for _, path in saving]
+
     # The pictures.
 
     def pictures(self) -> list[Picture]:
@@ -190,26 +225,25 @@ class History:
 
     def add_pictures(self, found: Iterable[Found]) -> list[Picture]:
         """Put files into the index, or what has changed of them."""
-        pictures = []
         with self._db:
             self._db.execute("BEGIN")
-            for one in found:
-                job = one.record.get("job")
-                job = job if isinstance(job, dict) else {}
-                prompt, seed, model = job.get("prompt"), job.get("seed"), job.get("model")
-                number, favourite = self._db.execute(
-                    """INSERT INTO image (path, mtime, size, w, h, prompt, seed, model, params)
-                    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
-                    ON CONFLICT (path) DO UPDATE SET mtime = excluded.mtime, size = excluded.size, w = excluded.w,
-                    h = excluded.h, prompt = excluded.prompt, seed = excluded.seed, model = excluded.model,
-                    params = excluded.params, missing = 0 RETURNING id, fav""",
-                    (one.path, one.mtime, one.size, one.width, one.height, prompt if isinstance(prompt, str) else "",
-                     seed if type(seed) is int and abs(seed) < 2**63 else None,
-                     model if isinstance(model, str) else None,
-                     json.dumps(one.record)),
-                ).fetchone()  # fmt: skip
-                pictures.append(Picture(number, one.path, one.mtime, one.width, one.height, bool(favourite)))
-        return pictures
+            return [self._put(one) for one in found]
+
+    def _put(self, one: Found) -> Picture:
+        job = one.record.get("job")
+        job = job if isinstance(job, dict) else {}
+        prompt, seed, model = job.get("prompt"), job.get("seed"), job.get("model")
+        number, favourite = self._db.execute(
+            """INSERT INTO image (path, mtime, size, w, h, prompt, seed, model, params)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+            ON CONFLICT (path) DO UPDATE SET mtime = excluded.mtime, size = excluded.size, w = excluded.w,
+            h = excluded.h, prompt = excluded.prompt, seed = excluded.seed, model = excluded.model,
+            params = excluded.params, missing = 0 RETURNING id, fav""",
+            (one.path, one.mtime, one.size, one.width, one.height, prompt if isinstance(prompt, str) else "",
+             seed if type(seed) is int and abs(seed) < 2**63 else None, model if isinstance(model, str) else None,
+             json.dumps(one.record)),
+        ).fetchone()  # fmt: skip
+        return Picture(number, one.path, one.mtime, one.width, one.height, bool(favourite))
 
     def missing(self, paths: Iterable[str], gone: bool = True) -> None:
         """Files that are not there now, or are again."""

@@ -1,13 +1,17 @@
 """The queue, and whose turn it is. One `State` says what the whole window shows.
 
 A job is in the database before it runs and its pictures are on the disk before they count as done; so whatever dies,
-what is lost is at most the picture that was being made. Nothing starts by itself when the app does.
+what is lost is at most the picture that was being made. Where a picture will be is in the database before it is there;
+so none is made twice. Nothing starts by itself when the app does.
 """
 
 from __future__ import annotations
 
+import contextlib
 import random
+import sqlite3
 import time
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -129,14 +133,12 @@ class Queue(QAbstractListModel):
         self.may_force = False
         self.inputs = inputs
         self._history, self._client, self._folder = history, client, folder
-        self._unsaved: list[tuple[bytes, Job]] = []
+        self._unsaved: list[tuple[Entry, bytes, Job]] = []
+        self._unwritten: list[Callable[[], None]] = []  # what the database could not take
         self._silent = False
-        self._entries = history.jobs()
+        self._entries = self._recovered()
         self._running: Entry | None = None
         self._last: Entry | None = None  # of the last end, for what the bar offers
-        for entry in self._entries:
-            if entry.state == "running":
-                self._set(entry, state="paused")
         self.held = bool(self.waiting)
         self._force_timer = QTimer(self, singleShot=True, interval=int(FORCE_AFTER * 1000))
         self._force_timer.timeout.connect(self._offer_force)
@@ -147,6 +149,13 @@ class Queue(QAbstractListModel):
         client.down.connect(self._down)
         client.quiet.connect(self._quiet)
         self._sort()
+
+    def _recovered(self) -> list[Entry]:
+        parts = [pictures.part_of(path) for path in self._history.recover()]
+        for part in [*parts, *self.inputs.glob("*.part")]:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+        return self._history.jobs()
 
     def greet(self) -> None:
         """Ask what to do with what was waiting, if anything was."""
@@ -177,7 +186,10 @@ class Queue(QAbstractListModel):
     # What a person does with it.
 
     def add(self, job: Job, front: bool = False) -> Entry:
-        """Put a job at the end, or before all that wait. Its seed is drawn now: it is the same after a crash."""
+        """Put a job at the end, or before all that wait. Its seed is drawn now: it is the same after a crash.
+
+        `sqlite3.Error` if it cannot be kept; then it is not there.
+        """
         if job.seed is None:
             job = job.replace(seed=random.randrange(2**32))
         positions = [entry.pos for entry in self.waiting]
@@ -264,19 +276,24 @@ class Queue(QAbstractListModel):
         self.add(job.replace(width=sides[0], height=sides[1]), front=True)
 
     def save_again(self) -> None:
-        """Write what could not be written."""
-        waiting, self._unsaved = self._unsaved, []
-        for png, job in waiting:
-            self._save(png, job)
-        if not self._unsaved:
+        """Write what could not be written: first the queue, then the pictures."""
+        writes, self._unwritten = self._unwritten, []
+        for write in writes:
+            self._write(write)
+        self._save_all()
+        if not (self._unsaved or self._unwritten):
             self.notice.emit(None)
-            if self._running is None:
-                self._next()
+            self._next()
 
     @property
     def unsaved(self) -> int:
         """Pictures that are made and could not be written."""
         return len(self._unsaved)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether nothing more starts because something could not be written."""
+        return bool(self._unsaved or self._unwritten)
 
     @property
     def last(self) -> Entry | None:
@@ -286,7 +303,7 @@ class Queue(QAbstractListModel):
     # Whose turn it is.
 
     def _next(self) -> None:
-        if self._running is None and not self.held and self._client.greeting is not None and not self._unsaved:
+        if self._running is None and not self.held and self._client.greeting is not None and not self.stuck:
             entry = next((entry for entry in self._entries if entry.state == "waiting"), None)
             if entry is not None:
                 self._run(entry)
@@ -359,21 +376,34 @@ class Queue(QAbstractListModel):
             job = Job.from_json(message.get("job") or {})
         except Exception:  # a newer worker's job has fields that ours has not; the file has them all the same
             job = self._running.rest
-        self._save(payload, job)
-        self._set(self._running, done=self._running.done + 1)
-        self._refresh(self._running)
+        self._unsaved.append((self._running, payload, job))
+        self._save_all()
 
-    def _save(self, png: bytes, job: Job) -> None:
+    def _save_all(self) -> None:
+        """In the order they were made: a job's `done` are its first ones."""
+        while self._unsaved:
+            entry, png, job = self._unsaved[0]
+            if not self._save(entry, png, job):
+                return
+            del self._unsaved[0]
+            if entry in self._entries:
+                self._refresh(entry)
+                if entry is not self._running and entry.done >= entry.job.count:
+                    self._drop([entry])
+
+    def _save(self, entry: Entry, png: bytes, job: Job) -> bool:
         folder = self._folder()
         try:
-            path = pictures.save(folder, png, job.prompt)
-        except OSError as error:
-            self._unsaved.append((png, job))
-            self.notice.emit(errors.of_saving(error.strerror or str(error), str(folder)))
-            return
+            path = pictures.place(folder, job.prompt)
+            self._history.will_save(entry, path)
+            pictures.write(path, png)
+        except (OSError, sqlite3.Error) as error:
+            self.notice.emit(errors.of_saving(getattr(error, "strerror", None) or str(error), str(folder)))
+            return False
         found = pictures.read(path) or Found(str(path), time.time(), len(png), job.width or 1, job.height or 1, {})
-        (picture,) = self._history.add_pictures([found])
-        self.saved.emit(picture, job)
+        entry.done += 1
+        self._write(lambda: self.saved.emit(self._history.has_saved(entry, found), job))
+        return True
 
     def _ended(self, name: str, end: dict[str, Any]) -> None:
         entry = self._running
@@ -382,10 +412,13 @@ class Queue(QAbstractListModel):
         self._running, self.progress = None, None
         self._last = entry
         state, what = State.IDLE, end["ev"]
-        if what == "done":
+        lacking = any(one is entry for one, _, _ in self._unsaved)
+        if what == "done" and lacking:
+            self._set(entry, state="paused")  # until they are written, or made again after a crash
+        elif what == "done" or entry.done >= entry.job.count:
             self._drop([entry])
             self.announced.emit(f"{title(entry.job)} is finished.")
-            if not self._unsaved:
+            if not self.stuck:
                 self.notice.emit(None)
         elif what == "cancelled":
             self._set(entry, state="cancelled", error=None)
@@ -434,7 +467,15 @@ class Queue(QAbstractListModel):
     def _set(self, entry: Entry, **changes: Any) -> None:
         for key, value in changes.items():
             setattr(entry, key, value)
-        self._history.keep_job(entry)
+        self._write(lambda: self._history.keep_job(entry))
+
+    def _write(self, write: Callable[[], None]) -> None:
+        """Change the database. What it cannot take now it will have to take before anything else starts."""
+        try:
+            write()
+        except sqlite3.Error as error:
+            self._unwritten.append(write)
+            self.notice.emit(errors.of_keeping(str(error)))
 
     def _trim(self, most: int = 20) -> None:
         """Forget the oldest of what ended badly, or the list grows for ever."""
@@ -443,7 +484,8 @@ class Queue(QAbstractListModel):
             self._drop(ended[:-most])
 
     def _drop(self, entries: list[Entry]) -> None:
-        self._history.drop_jobs(entry.id for entry in entries)
+        numbers = [entry.id for entry in entries]
+        self._write(lambda: self._history.drop_jobs(numbers))
         self.beginResetModel()
         self._entries = [entry for entry in self._entries if entry not in entries]
         self.endResetModel()

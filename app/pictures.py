@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import sqlite3
 import threading
 from datetime import date
 from pathlib import Path
@@ -27,6 +28,13 @@ BATCH = 250
 
 def save(folder: Path, png: bytes, prompt: str) -> Path:
     """Write a picture into today's folder, under the next number. OSError if it cannot be; then nothing is left."""
+    path = place(folder, prompt)
+    write(path, png)
+    return path
+
+
+def place(folder: Path, prompt: str) -> Path:
+    """The next number in today's folder, which is there then. OSError if it cannot be."""
     day = folder / date.today().isoformat()
     day.mkdir(parents=True, exist_ok=True)
     taken = [int(name[:4]) for name in os.listdir(day) if re.match(r"\d{4}\D", name)]
@@ -34,10 +42,8 @@ def save(folder: Path, png: bytes, prompt: str) -> Path:
     while True:
         path = day / ("-".join(filter(None, (f"{number:04}", slug(prompt)))) + ".png")
         if not path.exists():
-            break
+            return path
         number += 1
-    _write(path, png)
-    return path
 
 
 def slug(prompt: str) -> str:
@@ -56,12 +62,13 @@ def keep_input(folder: Path, data: bytes) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{digest(data)[:32]}.png"
     if not path.exists():
-        _write(path, data)
+        write(path, data)
     return path
 
 
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(path.name + ".part")
+def write(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, and on the disk when this returns. OSError if it cannot be."""
+    part = part_of(path)
     try:
         with open(part, "wb") as file:
             file.write(data)
@@ -72,6 +79,16 @@ def _write(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         raise
+    if os.name == "posix":  # its name, too
+        folder = os.open(path.parent, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # some file systems cannot, and need not
+            os.fsync(folder)
+        os.close(folder)
+
+
+def part_of(path: Path) -> Path:
+    """What a file is called until it is whole."""
+    return path.with_name(path.name + ".part")
 
 
 def read(path: str | Path) -> Found | None:
@@ -124,6 +141,12 @@ class Rescan(QObject):
             self._thread.join(10)
 
     def _run(self) -> None:
+        with contextlib.suppress(sqlite3.OperationalError):  # a full disk: the files are there, for the next scan
+            self._scan_all()
+        if not self._stop:
+            self.finished.emit()
+
+    def _scan_all(self) -> None:
         history = History(self._database)
         try:
             self._again = True
@@ -132,8 +155,6 @@ class Rescan(QObject):
                 self._scan(history)
         finally:
             history.close()
-        if not self._stop:
-            self.finished.emit()
 
     def _scan(self, history: History) -> None:
         known, seen, new = history.known(), [], []

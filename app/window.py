@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -300,7 +301,10 @@ class Window(QMainWindow):
     def _add(self, job: Job, front: bool = False) -> None:
         self._following = True
         self.leave()
-        self.queue.add(job, front)
+        try:
+            self.queue.add(job, front)
+        except sqlite3.Error as error:
+            self.say(Notice(f"This was not put into the queue, which cannot be saved: {error}. Is the disk full?"))
 
     def do_generate(self) -> None:
         """What the button does."""

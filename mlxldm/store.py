@@ -240,8 +240,8 @@ def write_json(entry: Path, values: dict[str, Any], replace: bool = True) -> boo
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         temporary = entry.parent / f".{entry.name}.{os.getpid()}-{secrets.token_hex(4)}"
-        temporary.write_text(content, encoding="utf-8")
         try:
+            temporary.write_text(content, encoding="utf-8")
             if replace:
                 os.replace(temporary, entry)
             else:

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import queue
+import shutil
 import sys
 import tempfile
 import threading
@@ -40,6 +41,7 @@ LINE = 64 << 10  # bytes of a message's line, the most
 PAYLOAD = 1 << 30  # bytes after it, the most
 IDLE = 600.0  # seconds without work after which the model is let go
 FILES = ("image", "mask", "depth", "semantic")  # fields of a job that name a picture, whose bytes come along
+PLACES = "mlxldm-worker-"  # what folders with such pictures are called, before the process's number
 PREVIEWS = ("rgb8", "jpeg", "none")
 
 Message = dict[str, Any]
@@ -103,6 +105,7 @@ class Worker:
             spacings=list(SPACINGS),
             pid=os.getpid(),
         )
+        _sweep()
         threading.Thread(target=self._read, name="reader", daemon=True).start()
         while True:
             try:
@@ -510,13 +513,27 @@ def _files(message: Message, payload: bytes, job: Job) -> Iterator[Job]:
     missing = [key for key in FILES if getattr(job, key) is not None and key not in sizes]
     if missing:
         raise UserError(f"The job names pictures that did not come along: {', '.join(missing)}.")
-    with tempfile.TemporaryDirectory(prefix="mlxldm-") as place:
+    with tempfile.TemporaryDirectory(prefix=f"{PLACES}{os.getpid()}-") as place:
         at, paths = 0, {}
         for key, size in sizes.items():
             paths[key] = str(Path(place) / key)
             Path(paths[key]).write_bytes(payload[at : at + size])
             at += size
         yield job.replace(**paths)
+
+
+def _sweep() -> None:
+    """Remove the pictures of jobs that workers before this one had when they were killed."""
+    if os.name != "posix":  # elsewhere there is no harmless way to ask whether a process is there
+        return
+    for place in Path(tempfile.gettempdir()).glob(f"{PLACES}*-*"):
+        number = place.name.removeprefix(PLACES).partition("-")[0]
+        try:
+            os.kill(int(number), 0)
+        except ProcessLookupError:
+            shutil.rmtree(place, ignore_errors=True)
+        except (OSError, ValueError):
+            continue  # another person's, or none of ours
 
 
 def _explained(error: Exception) -> tuple[str, str, str | None]:

@@ -532,7 +532,7 @@ def _sweep() -> None:
             os.kill(int(number), 0)
         except ProcessLookupError:
             shutil.rmtree(place, ignore_errors=True)
-        except (OSError, ValueError):
+        except (OSError, ValueError, OverflowError):
             continue  # another person's, or none of ours
 
 

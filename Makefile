@@ -1,6 +1,7 @@
 # make demo   sets everything up and draws a picture with the embedded model, to demo.png
 # make app    sets up what the window needs, and opens it
 # make test   sets up what the tests need, then lint, types, tests
+# make soak   1000 jobs through the app and its worker, and 100 faults; make soak JOBS=40 FAULTS=12 SEED=2 is shorter
 # They install into .venv once; after that they are quick. GNU make 3.81 (macOS) is enough.
 
 PYTHON ?= python3
@@ -8,8 +9,11 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet
 DEMO = a red lighthouse by the sea at dusk
+JOBS ?= 1000
+FAULTS ?= 100
+SEED ?= 1
 
-.PHONY: demo app test lint fuzz clean
+.PHONY: demo app test lint fuzz soak clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/mlxldm generate "$(DEMO)" --seed 5 -o demo.png >/dev/null
@@ -23,6 +27,9 @@ test: lint
 
 fuzz: $(VENV)/.installed-test
 	$(BIN)/python tests/fuzz.py --count 50000
+
+soak: $(VENV)/.installed-app
+	$(BIN)/python tools/soak.py --jobs $(JOBS) --faults $(FAULTS) --seed $(SEED)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

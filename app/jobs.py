@@ -138,7 +138,9 @@ class Queue(QAbstractListModel):
         self._silent = False
         self._entries = self._recovered()
         self._running: Entry | None = None
+        self._heard = False  # whether the worker has said anything of it
         self._last: Entry | None = None  # of the last end, for what the bar offers
+        self._fell: Entry | None = None  # whose worker has just died
         self.held = bool(self.waiting)
         self._force_timer = QTimer(self, singleShot=True, interval=int(FORCE_AFTER * 1000))
         self._force_timer.timeout.connect(self._offer_force)
@@ -325,7 +327,7 @@ class Queue(QAbstractListModel):
             self._sort()
             self._next()
             return
-        self._running, self.progress = entry, Progress(entry)
+        self._running, self.progress, self._heard = entry, Progress(entry), False
         self._set(entry, state="running")
         self._sort()
         self._client.generate(str(entry.id), job.to_json(), files)
@@ -351,7 +353,7 @@ class Queue(QAbstractListModel):
     def _event(self, message: dict[str, Any], payload: bytes) -> None:
         if self._running is None or message.get("id") != str(self._running.id) or self.progress is None:
             return
-        event = message["ev"]
+        event, self._heard = message["ev"], True
         if event == "loading":
             self._loading = str(message.get("model") or "the model")
             if self.state is State.GENERATING:
@@ -423,8 +425,8 @@ class Queue(QAbstractListModel):
         elif what == "cancelled":
             self._set(entry, state="cancelled", error=None)
         elif end.get("kind") == "crash":
-            state = State.CRASHED
-            entry.crashes += 1
+            state, self._fell = State.CRASHED, entry
+            entry.crashes += self._heard  # one that it had not begun with did not kill it
             self._set(entry, state="aside" if entry.crashes >= 2 else "paused", error=str(end.get("message")))
         else:
             state = State.ERROR
@@ -437,13 +439,14 @@ class Queue(QAbstractListModel):
         self._next()
 
     def _crashed(self, crash: Crash) -> None:
-        entry = self._last if self.state is State.CRASHED and self._last in self._entries else None
+        entry, self._fell = self._fell, None
         self.notice.emit(errors.of_crash(title(entry.job) if entry else None, crash.text, crash.details, crash.kind,
                                          entry is not None and entry.state == "aside"))  # fmt: skip
         if entry is None:
             self._become(State.STARTING)
 
     def _down(self, crash: Crash) -> None:
+        self._fell = None
         self.notice.emit(errors.of_down(crash.text, crash.details, crash.kind))
         self._become(State.DOWN)
 

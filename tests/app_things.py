@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from conftest import ROOT
@@ -59,3 +60,15 @@ def spend(seconds: float) -> None:
     while time.monotonic() < end:
         app.processEvents()
         time.sleep(0.002)
+
+
+@contextlib.contextmanager
+def full_disk(room: int = 1024) -> Iterator[None]:
+    """The system lets no file of this process grow beyond `room` bytes, as if the disk were full."""
+    resource = pytest.importorskip("resource", reason="Windows has no such limits")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -1,8 +1,8 @@
 """A worker that draws gradients, for tests of the app: speaks docs/worker.md, standard library only.
 
 The first word of a prompt says how a job goes: `slow`, `hang` (deaf to cancel), `crash`, `oom` (killed as the
-system does it), `garbage`, `flood` (stderr), `wish`, `memory`, `numbers` or `fault` (errors of that kind); anything
-else is fine.
+system does it), `late` (the same, after the last picture and before the end), `garbage`, `flood` (stderr), `wish`,
+`memory`, `numbers` or `fault` (errors of that kind); anything else is fine.
 Arguments: `--pace SECONDS` of a step, `--refuse` (no backend), `--die` (at once), `--silent` (no pong).
 """
 
@@ -149,6 +149,8 @@ class Fake:
             record = json.dumps({"job": own, "made_by": {"mlxldm": "0", "backend": "fake"}})
             self.send("picture", png(width, height, seed + index, {"mlxldm": record}), id=name, index=index,
                       seed=seed + index, seconds=pace * steps, job=own)  # fmt: skip
+        if how == "late":
+            os.kill(os.getpid(), signal.SIGKILL)
         return {"ev": "done", "seconds": 1.0}
 
     def mischief(self, how: str) -> None:

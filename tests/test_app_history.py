@@ -12,7 +12,7 @@ from datetime import date
 
 import fake_worker
 import pytest
-from app_things import application, until
+from app_things import application, full_disk, until
 
 from mlxldm.job import Job
 from mlxldm_app import pictures
@@ -68,6 +68,44 @@ def test_a_damaged_database_is_put_aside_and_the_pictures_are_found_again(tmp_pa
     assert history.damaged and os.path.exists(history.damaged)
     scanned(tmp_path / "a.db", tmp_path / "p")
     assert [one.path for one in history.pictures()] == [str(tmp_path / "p" / "a.png")]
+
+
+def test_a_database_that_cannot_be_opened_now_is_not_put_aside(tmp_path):
+    with sqlite3.connect(tmp_path / "a.db") as db:
+        db.execute("PRAGMA user_version = 0")
+    History(tmp_path / "a.db").close()
+    (tmp_path / "a.db-wal").mkdir()  # as a full disk, or one that may not be written, would do
+    with pytest.raises(sqlite3.OperationalError):
+        History(tmp_path / "a.db")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.db", "a.db-wal"]
+    (tmp_path / "a.db-wal").rmdir()
+    assert History(tmp_path / "a.db").damaged is None
+
+
+def test_nothing_is_in_the_wal_file_only(tmp_path):
+    history = History(tmp_path / "a.db")
+    entries = [history.add_job(Job(prompt=f"{i}", seed=i), float(i)) for i in range(3)]
+    entries[0].done = 1
+    history.keep_job(entries[0])
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "a.db").write_bytes((tmp_path / "a.db").read_bytes())  # what is left if somebody deletes -wal
+    assert History(tmp_path / "b" / "a.db").jobs() == entries
+
+
+def test_a_full_disk_stops_no_scan(tmp_path):
+    history = History(tmp_path / "a.db")
+    file(tmp_path / "p", "a.png", "a fox")
+    with full_disk(0):
+        scanned(tmp_path / "a.db", tmp_path / "p")
+    assert history.pictures() == []
+    scanned(tmp_path / "a.db", tmp_path / "p")
+    assert len(history.pictures()) == 1
+
+
+def test_what_is_left_of_a_variation_goes_on_with_its_own_seed(tmp_path):
+    entry = History(tmp_path / "a.db").add_job(Job(seed=5, variation="7:0.2", count=4), 1.0)
+    entry.done = 3
+    assert (entry.rest.seed, entry.rest.variation, entry.rest.count) == (5, "10:0.2", 1)
 
 
 def test_a_database_of_a_later_version_is_not_touched_but_put_aside(tmp_path):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 
 import pytest
-from app_things import application, command, gone, spend, until
+from app_things import application, command, full_disk, gone, spend, until
 
 from mlxldm.job import Job
-from mlxldm_app import jobs
+from mlxldm_app import jobs, pictures
 from mlxldm_app.client import Client
 from mlxldm_app.history import History
 from mlxldm_app.jobs import Queue, State, duration, title
@@ -189,6 +190,100 @@ def test_a_full_disk_loses_no_picture(made, monkeypatch):
     assert it.seeds() == [1, 2, 9]
 
 
+def test_what_found_no_room_is_made_again_if_the_app_is_killed_then(made):
+    it = made().start()
+    place = it.place / "pictures"
+    place.write_text("a file where the folder should be")
+    it.queue.add(Job(prompt="fine", seed=1, count=2))
+    until(lambda: it.queue.unsaved == 2 and it.queue.running is None)
+    assert [(one.state, one.done) for one in it.history.jobs()] == [("paused", 0)]
+    place.unlink()
+    again = made().start()
+    assert again.notices[0].text == "2 pictures were waiting."
+    again.queue.resume()
+    until(again.empty)
+    assert again.seeds() == [1, 2] and again.entries() == []
+
+
+@pytest.mark.parametrize("when", ["drawing", "writing", "ending", "counting"])
+def test_a_disk_that_is_full_for_the_queue_too_loses_nothing(made, monkeypatch, when):
+    it = made("--pace", "0.03").start()
+    first = it.queue.add(Job(prompt="slow", seed=1, count=2))
+    it.queue.add(Job(prompt="fine", seed=9))
+    until(lambda: it.queue.progress is not None and it.queue.progress.step)
+    if when in ("ending", "counting"):  # there is room for pictures, but not for the queue any more
+        name = {"ending": "drop_jobs", "counting": "has_saved"}[when]
+        whole = getattr(it.history, name)
+
+        def full(*arguments):
+            raise sqlite3.OperationalError("database or disk is full")
+
+        monkeypatch.setattr(it.history, name, full)
+        until(lambda: it.queue.stuck)
+        monkeypatch.setattr(it.history, name, whole)
+    else:
+        until(lambda: when == "drawing" or len(it.history.pictures()) == 1)
+        with full_disk():
+            until(lambda: it.queue.stuck and it.queue.running is None)
+    assert any(notice and "could not be saved" in notice.text for notice in it.notices)
+    until(lambda: it.queue.running is None)
+    spend(0.1)
+    assert it.queue.running is None and it.queue.stuck
+    it.queue.save_again()
+    assert not it.queue.stuck and first.done == 2
+    until(lambda: it.empty() and not it.entries())
+    assert it.seeds() == [1, 2, 9] and not list(it.place.rglob("*.part"))
+
+
+def test_a_picture_that_was_written_when_the_app_was_killed_is_counted(made):
+    for prompt, count, left in (("one", 1, []), ("two", 2, [("two", "paused")])):
+        it = made()
+        entry = it.queue.add(Job(prompt=prompt, seed=1, count=count))
+        entry.state = "running"
+        it.history.keep_job(entry)
+        path = pictures.place(it.place / "pictures", prompt)
+        it.history.will_save(entry, path)
+        path.write_bytes(b"a picture")
+        again = made()  # the first never came to count it
+        assert again.entries() == left
+        assert [one.done for one in again.history.jobs()] == [1] * len(left)
+        assert [one.done for one in made().history.jobs()] == [1] * len(left), "and it is counted once"
+
+
+def test_half_a_picture_is_not_counted_and_taken_away(made):
+    it = made()
+    entry = it.queue.add(Job(prompt="one", seed=1))
+    path = pictures.place(it.place / "pictures", "one")
+    it.history.will_save(entry, path)
+    half, inputs = path.with_name(path.name + ".part"), it.place / "inputs"
+    inputs.mkdir()
+    for part in (half, inputs / "start.png.part"):
+        part.write_bytes(b"half a p")
+    again = made()
+    assert [(one.state, one.done) for one in again.history.jobs()] == [("waiting", 0)]
+    assert not list(it.place.rglob("*.part"))
+
+
+def test_a_worker_that_dies_after_the_last_picture_has_made_them_all(made):
+    it = made().start()
+    it.queue.add(Job(prompt="late", seed=1, count=2))
+    it.queue.add(Job(prompt="fine", seed=9))
+    until(lambda: it.empty() and not it.entries())
+    assert it.seeds() == [1, 2, 9]
+    assert any(notice and notice.text == "The generator used up the memory and was stopped by the system. "
+               "It is running again." for notice in it.notices)  # fmt: skip
+
+
+def test_a_crash_while_nothing_runs_is_not_blamed_on_the_job_before(made):
+    it = made().start()
+    it.queue.add(Job(prompt="crash", seed=1))
+    until(lambda: it.entries() == [("crash", "paused")] and it.client.greeting)
+    it.notices.clear()
+    os.kill(it.client.pid, 9)
+    until(lambda: it.notices)
+    assert "crash" not in it.notices[0].text and it.queue.waiting[0].crashes == 1
+
+
 def test_an_input_picture_that_is_gone_is_said(made):
     it = made().start()
     it.queue.add(Job(prompt="fine", seed=1, image=str(it.place / "inputs" / "gone.png")))
@@ -251,3 +346,14 @@ def test_no_space_is_left_behind(made):
     until(it.empty)
     assert not list((it.place / "pictures").rglob("*.part"))
     shutil.rmtree(it.place / "pictures")
+
+
+def test_a_job_that_a_dead_worker_was_handed_did_not_kill_it(made):
+    it = made().start()
+    os.kill(it.client.pid, 9)
+    it.queue.add(Job(prompt="fine", seed=1))  # before anybody has noticed
+    assert it.queue.running is not None
+    until(lambda: it.entries() == [("fine", "paused")] and it.client.greeting)
+    assert it.queue.waiting[0].crashes == 0
+    it.queue.resume()
+    until(lambda: it.seeds() == [1])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import fake_worker
 import pytest
-from app_things import application, command, gone, spend, until
+from app_things import application, command, full_disk, gone, spend, until
 from conftest import ROOT, needs_mlx
 from PySide6.QtCore import QMimeData, QPoint, Qt, QUrl
 from PySide6.QtGui import QAccessible, QFontMetrics, QImage
@@ -614,3 +614,14 @@ def test_the_real_worker_in_a_window(place):
     finally:
         window.close()
         gone(window)
+
+
+def test_a_wish_that_cannot_be_kept_is_not_taken(opened):
+    window = opened()
+    window.panel.prompt.setPlainText("fine")
+    with full_disk():
+        window.do_generate()
+    assert "not put into the queue" in window.viewer.bar.notice.text and not window.queue.waiting
+    assert window.queue.running is None and window.history.jobs() == []
+    window.do_generate()
+    until(lambda: window.history.pictures())

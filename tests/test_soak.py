@@ -151,6 +151,13 @@ def test_an_end_without_a_reason_is_found(home):
     assert home.problems(events=nameless) == ["job 2 is failed, and nothing says why"]
 
 
+def test_a_job_that_was_set_aside_for_nothing_is_found(home):
+    aside = [*home.events[:-1], {"what": "end", "n": 2, "state": "aside", "error": "a reason"}]
+    assert home.problems(events=aside) == ["job 2 was set aside, and killed no worker"]
+    poisoned = [{**one, "fault": one["fault"] and {**one["fault"], "kind": "poisoned job"}} for one in JOBS]
+    assert soak.check(soak.look(home.place), aside, poisoned, end=True)[0] == []
+
+
 def test_jobs_that_never_end_and_a_wrong_order_are_found(home):
     (home.place / "pictures" / "2026-11-21" / "0000.png").unlink()
     home.history.missing([str(home.place / "pictures" / "2026-11-21" / "0000.png")])

@@ -143,3 +143,16 @@ def test_programs_that_register_at_once_lose_nothing(model, home):
     names = {row["name"] for row in store.models()}
     assert {f"{who}-{i}" for who in "ab" for i in range(20)} <= names
     assert not [entry for entry in os.listdir(home / "mlxldm" / "models") if entry.startswith(".")]
+
+
+def test_a_full_disk_leaves_no_half_of_a_small_file(tmp_path):
+    resource = pytest.importorskip("resource", reason="Windows has no such limits")
+    store.write_json(tmp_path / "a.json", {"a": 1})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4, hard))  # bytes that a file may have
+    try:
+        with pytest.raises(UserError, match="cannot be written"):
+            store.write_json(tmp_path / "a.json", {"a": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"] and "1" in (tmp_path / "a.json").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import signal
 import threading
@@ -239,6 +240,26 @@ def strange(model, job, **more):
 module.generate = strange
 sys.exit(mlxldm.worker.run("mlx", "cpu"))
 """
+
+
+def test_the_next_worker_clears_away_what_a_killed_one_left(home):
+    Image.new("RGB", (64, 64), "red").save(home / "start.png")
+    place = home / "tmp"
+    for other in (f"mlxldm-worker-{os.getpid()}-alive", "mlxldm-worker-notes"):
+        (place / other).mkdir(parents=True)
+    before = set(place.iterdir())
+    with Client(*CPU, environment={"TMPDIR": str(place)}) as worker:
+        worker.generate("j", {**JOB, "steps": 500, "image": "start.png", "strength": 1.0}, image=home / "start.png")
+        worker.until("j", "step")
+        (left,) = set(place.iterdir()) - before
+        assert [path.name for path in left.iterdir()] == ["image"]
+        worker.process.kill()
+        worker.process.wait(10)
+    assert left.exists()
+    with Client(*CPU, environment={"TMPDIR": str(place)}) as worker:
+        worker.send("ping", id="p")
+        worker.until("p", "pong")
+        assert set(place.iterdir()) == before
 
 
 def test_prints_faults_and_numbers_that_are_none(home):

@@ -186,6 +186,8 @@ def check(found: Found, events: list[Event], planned: list[Planned], end: bool) 
         if state in BAD:
             if min(copies):
                 problems.append(f"job {n} ended twice: all of its pictures are there, and it is {state}")
+            elif state == "aside" and (one["fault"] or {}).get("kind") != "poisoned job":
+                problems.append(f"job {n} was set aside, and killed no worker")
             elif state != "cancelled" and not error:
                 problems.append(f"job {n} is {state}, and nothing says why")
             endings[state] += 1

@@ -102,12 +102,6 @@ def test_a_full_disk_stops_no_scan(tmp_path):
     assert len(history.pictures()) == 1
 
 
-def test_what_is_left_of_a_variation_goes_on_with_its_own_seed(tmp_path):
-    entry = History(tmp_path / "a.db").add_job(Job(seed=5, variation="7:0.2", count=4), 1.0)
-    entry.done = 3
-    assert (entry.rest.seed, entry.rest.variation, entry.rest.count) == (5, "10:0.2", 1)
-
-
 def test_a_database_of_a_later_version_is_not_touched_but_put_aside(tmp_path):
     History(tmp_path / "a.db").close()
     with sqlite3.connect(tmp_path / "a.db") as db:

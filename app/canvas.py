@@ -66,7 +66,7 @@ class Easel(QLabel):
         self._pulled = [0.0, 0.0, 0.0, 0.0]  # the sides as the hand has them, not in steps yet
         self._held: QPointF | None = None  # where the hand that moves the picture was last
         self._space = False
-        self._shrunk: QPixmap | None = None
+        self._shrunk: dict[int, QPixmap] = {}
         self.handles = [_Handle(self, sides) for sides in ((0,), (1,), (2,), (3,), (0, 1), (2, 1), (2, 3), (0, 3))]
         self.extendable = False
         self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
@@ -79,7 +79,7 @@ class Easel(QLabel):
     def set_picture(self, picture: QImage) -> None:
         """Show a picture; nothing beyond its edges yet."""
         self.setPixmap(QPixmap.fromImage(picture))
-        self._shrunk = None
+        self._shrunk = {}
         self.set_extension(None)
         self.fit()
 
@@ -165,7 +165,7 @@ class Easel(QLabel):
     def _move(self, scale: float, origin: QPointF) -> None:
         middle, canvas = QRectF(self.rect()).center(), QRectF(self.canvas())
         if scale != self.scale:
-            self._shrunk = None
+            self._shrunk = {}
             self.scale = scale
             self.zoom_changed.emit(scale)
         self._origin = QPointF(
@@ -230,25 +230,27 @@ class Easel(QLabel):
         if any(self._sides):
             painter.setBrushOrigin(canvas.topLeft())
             painter.fillRect(canvas, _checker(self.palette().color(QPalette.ColorRole.Window).lightness() < 128))
-        self._paint_picture(painter, inside, event.rect())
+        self.paint_pixmap(painter, self.pixmap(), inside, event.rect())
         self.paint_over(painter, event.rect())
         if any(self._sides):
             self._paint_sizes(painter, canvas)
 
-    def _paint_picture(self, painter: QPainter, inside: QRectF, exposed: QRect) -> None:
-        """The picture. Shrunk once and kept: Qt's own way while it draws skips pixels below one half."""
+    def paint_pixmap(self, painter: QPainter, pixmap: QPixmap, inside: QRectF, exposed: QRect) -> None:
+        """A picture into its place. Shrunk once and kept: Qt's own way while it draws skips pixels below one half."""
         density = self.devicePixelRatioF()
         if self.scale * density < 1:
             size = (inside.size() * density).toSize().expandedTo(QSize(1, 1))
-            if self._shrunk is None or self._shrunk.size() != size:
+            shrunk = self._shrunk.get(pixmap.cacheKey())
+            if shrunk is None or shrunk.size() != size:
                 way = Qt.TransformationMode.SmoothTransformation
-                self._shrunk = self.pixmap().scaled(size, Qt.AspectRatioMode.IgnoreAspectRatio, way)
-            painter.drawPixmap(inside, self._shrunk, QRectF(self._shrunk.rect()))
+                shrunk = pixmap.scaled(size, Qt.AspectRatioMode.IgnoreAspectRatio, way)
+                self._shrunk[pixmap.cacheKey()] = shrunk
+            painter.drawPixmap(inside, shrunk, QRectF(shrunk.rect()))
             return
         painter.save()
-        painter.setClipRect(exposed)
+        painter.setClipRect(exposed, Qt.ClipOperation.IntersectClip)
         painter.setRenderHint(QPainter.RenderHint.SmoothPixmapTransform, self.scale * density < 4)
-        painter.drawPixmap(inside, self.pixmap(), QRectF(self.pixmap().rect()))
+        painter.drawPixmap(inside, pixmap, QRectF(pixmap.rect()))
         painter.restore()
 
     def paint_over(self, painter: QPainter, exposed: QRect) -> None:
@@ -271,11 +273,11 @@ class Easel(QLabel):
         for pixels, strip in zip(self._sides, strips, strict=True):
             seen = self.area(strip) & QRectF(self.rect())
             if pixels and not seen.isEmpty():
-                self._badge(painter, seen.center(), f"+{pixels}")
+                self.badge(painter, seen.center(), f"+{pixels}")
         whole = self.canvas()
-        self._badge(painter, canvas.bottomRight() + QPointF(0, 19), f"{whole.width()} × {whole.height()}", True)
+        self.badge(painter, canvas.bottomRight() + QPointF(0, 19), f"{whole.width()} × {whole.height()}", True)
 
-    def _badge(self, painter: QPainter, at: QPointF, text: str, ends: bool = False) -> None:
+    def badge(self, painter: QPainter, at: QPointF, text: str, ends: bool = False) -> None:
         """A small text on a dark pill, its middle at a place, or its right end."""
         metrics = QFontMetricsF(self.font())
         pill = QRectF(0, 0, metrics.horizontalAdvance(text) + 16, metrics.height() + 6)

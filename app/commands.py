@@ -23,6 +23,7 @@ class Command:
     checkable: bool = False
 
 
+COMPARE, COMPARED = "&Compare", "&Done Comparing"
 PAINT, DONE = "&Paint a Mask", "&Done with the Mask"  # what one command says, by whether it is painted now
 MENUS = ("&File", "&Edit", "&Picture", "&Mask", "&Queue", "&View", "&Help")
 
@@ -50,6 +51,7 @@ COMMANDS: tuple[Command | str, ...] = (
     Command("variations", "&Picture", "&Variations", ("Ctrl+Alt+V",)),
     Command("upscale", "&Picture", "&Upscale", ("Ctrl+U",)),
     Command("enlarge", "&Picture", "&Enlarge", ("Ctrl+Shift+U",)),
+    Command("compare", "&Picture", COMPARE, ("Ctrl+K",)),
     Command("start_from", "&Picture", "Start &from This Picture", ("Ctrl+Shift+O",)),
     "&Picture",
     Command("favourite", "&Picture", "&Favourite", ("Ctrl+D",), checkable=True),

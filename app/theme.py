@@ -115,6 +115,9 @@ def sheet(c: Colours) -> str:
     QFrame#well {{ border: none; background: transparent; }}
     QListView {{ background: transparent; border: none; }}
     QListView:focus {{ border: none; }}
+    QTableWidget {{ background: transparent; border: 1px solid transparent; border-radius: 6px; }}
+    QTableWidget:focus {{ border-color: {c.ring}; }}
+    QHeaderView, QHeaderView::section {{ background: transparent; color: {c.quiet}; border: none; padding: 2px 0; }}
     QRadioButton, QCheckBox {{ spacing: 8px; }}
     QRadioButton::indicator {{ width: 14px; height: 14px; border: 1px solid {c.quiet}; border-radius: 8px;
         background: {c.base}; }}

@@ -356,8 +356,10 @@ class Viewer(QWidget):
 
     example = Signal(str)
 
-    def __init__(self, actions: list[QAction], more: list[QAction | None], parent: QWidget | None = None):
-        """`actions` get buttons as far as there is room; all of them, and `more`, are in the menu."""
+    def __init__(
+        self, actions: list[QAction], more: list[QAction | None], rare: QAction, parent: QWidget | None = None
+    ):
+        """`actions` get buttons as far as there is room, `rare` only if needed; all, and `more`, are in the menu."""
         super().__init__(parent)
         self.canvas = Canvas()
         self.bar = Bar()
@@ -367,7 +369,8 @@ class Viewer(QWidget):
         self.progress.setAccessibleName("How far the pictures are")
         self.status = Elided()
         self.status.setProperty("quiet", True)
-        self._actions = actions
+        self._actions = actions = [*actions, rare]
+        self._rare = rare
         self._needed: QAction | None = None
         self._buttons: list[QPushButton] = []
         below = QHBoxLayout()
@@ -475,7 +478,8 @@ class Viewer(QWidget):
             if button.text() != text:
                 button.setText(text)
             button.setEnabled(action.isEnabled())
-            button.setVisible(action.isVisible() and (at == 0 or not narrow or action is self._needed))
+            usual = (at == 0 or not narrow) and action is not self._rare
+            button.setVisible(action.isVisible() and (usual or action is self._needed))
 
     def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802
         """As many buttons as there is room for."""

@@ -59,8 +59,10 @@ from PySide6.QtWidgets import (
 from mlxldm.job import Job
 
 from . import pictures, places, theme
+from .canvas import Easel
 from .client import Client
-from .commands import COMMANDS, DONE, MENUS, PAINT, Command
+from .commands import COMMANDS, COMPARE, COMPARED, DONE, MENUS, PAINT, Command
+from .compare import Compare
 from .errors import Notice
 from .gallery import Gallery, Side
 from .history import History, Picture
@@ -166,9 +168,12 @@ class Window(QMainWindow):
             [act["force_stop"], act["enlarge"], None, act["reuse"], act["reuse_new"], act["make_again"],
              act["start_from"], None, act["favourite"], act["details"], act["copy"], act["copy_prompt"], act["save"],
              act["reveal"], None, act["trash"]],
+            act["compare"],
         )  # fmt: skip
         self.inpaint = Inpaint(self.panel, self._keep_mask)
-        self.viewer.pages.addWidget(self.inpaint)
+        self.comparing = Compare()
+        for page in (self.inpaint, self.comparing):
+            self.viewer.pages.addWidget(page)
         self.side = Side(self.gallery_model, self.queue, self.thumbnails)
         self.split = QSplitter()
         self.split.setHandleWidth(1)
@@ -260,6 +265,7 @@ class Window(QMainWindow):
         panel.disclosure.toggled.connect(self.actions_["settings_shown"].setChecked)
         panel.advanced.button.toggled.connect(self.actions_["advanced_shown"].setChecked)
         self.inpaint.closed.connect(self.leave)
+        self.comparing.closed.connect(self.leave)
         self.inpaint.painter.picture_dropped.connect(self.take_file)
         self.inpaint.bar.only_masked_changed.connect(lambda _: self._follow_focus())
         viewer.example.connect(self._example)
@@ -440,6 +446,36 @@ class Window(QMainWindow):
             self.say(Notice(f"‘{Path(path).name}’ cannot be used as a picture: {error}."))
             return None
 
+    # Two pictures.
+
+    def compare(self, first: str, second: str) -> None:
+        """Show two pictures' files over each other, and what was set differently."""
+        if self.comparing.show_files(first, second):
+            self._go(self.comparing, self.comparing.pair)
+        else:
+            self.say(Notice("One of the two pictures cannot be read."))
+
+    def do_compare(self) -> None:
+        """The two selected pictures, or the shown one with what it was made from or the one before it; or be done."""
+        two = self._two()
+        if self.comparing.isVisible():
+            self.leave()
+        elif two is not None:
+            self.compare(*two)
+
+    def _two(self) -> tuple[str, str] | None:
+        chosen = self.side.grid.chosen
+        if len(chosen) == 2:
+            return chosen[1].path, chosen[0].path  # the older one is the first
+        job = self.job_of(self.shown)
+        if self.shown is None or len(chosen) > 2:
+            return None
+        if job is not None and job.image is not None:
+            return job.image, self.shown.path
+        row = self.gallery_model.row_of(self.shown.id) + 1
+        older = self.gallery_model.shown[row : row + 1] if row else []
+        return (older[0].path, self.shown.path) if older else None
+
     # Masks.
 
     def _keep_mask(self, data: bytes) -> str | None:
@@ -461,11 +497,8 @@ class Window(QMainWindow):
     def do_edit_mask(self) -> None:
         """Paint on the start picture."""
         if self.panel.image is not None and self.panel.current.takes("mask") and self.inpaint.open():
-            self._following, self._start_is_meant = False, True
-            self.viewer.pages.setCurrentWidget(self.inpaint)
-            self.viewer.need(self.actions_["mask"])
-            self.inpaint.painter.setFocus()
-            self._follow()
+            self._start_is_meant = True
+            self._go(self.inpaint, self.inpaint.painter)
 
     def do_extend(self) -> None:
         """Drag the picture's edges outwards, and let what is new be painted."""
@@ -496,12 +529,18 @@ class Window(QMainWindow):
             except OSError as error:
                 self.say(Notice(f"The mask was not saved: {error.strerror or error}."))
 
+    def _go(self, page: QWidget, focus: QWidget) -> None:
+        """Another page in the middle; what is made meanwhile does not push it away."""
+        self._following = False
+        self.viewer.pages.setCurrentWidget(page)
+        focus.setFocus()
+        self._follow()
+
     def leave(self) -> None:
         """Back to the picture, from whatever was done with it."""
         if self.viewer.pages.currentWidget() is not self.viewer.canvas:
             inside = self.viewer.pages.isAncestorOf(self.focusWidget() or self)
             self.viewer.pages.setCurrentWidget(self.viewer.canvas)
-            self.viewer.need(None)
             if inside:
                 self.viewer.canvas.setFocus()
             self._follow()
@@ -747,8 +786,14 @@ class Window(QMainWindow):
         act["enlarge"].setVisible(enlarger is not None)
         act["enlarge"].setText(f"&Enlarge with {enlarger.title}" if enlarger is not None else "&Enlarge")
         act["enlarge"].setEnabled(here)
-        for name in ("copy", "save", "reveal", "start_from", "details", "fit", "pixels", "zoom_in", "zoom_out"):
+        act["compare"].setText(COMPARED if self.comparing.isVisible() else COMPARE)
+        act["compare"].setEnabled(self.comparing.isVisible() or self._two() is not None)
+        two = self.comparing.isVisible() or len(chosen) == 2
+        self.viewer.need(act["mask"] if self.inpaint.isVisible() else act["compare"] if two else None)
+        for name in ("copy", "save", "reveal", "start_from", "details"):
             act[name].setEnabled(here)
+        for name in ("fit", "pixels", "zoom_in", "zoom_out"):
+            act[name].setEnabled(here or self._easel is not None)
         for name in ("trash", "favourite"):
             act[name].setEnabled(bool(chosen) or here)
         act["favourite"].setChecked(bool(self._meant) and all(one.favourite for one in self._meant))
@@ -1044,12 +1089,14 @@ class Window(QMainWindow):
 
     def do_fit(self) -> None:
         """The whole picture."""
-        self.inpaint.painter.fit() if self.inpaint.isVisible() else self.viewer.canvas.set_zoom(None)
+        easel = self._easel
+        easel.fit() if easel is not None else self.viewer.canvas.set_zoom(None)
 
     def do_pixels(self) -> None:
         """One pixel of it for one of the screen."""
-        if self.inpaint.isVisible():
-            self.inpaint.painter.actual_size()
+        easel = self._easel
+        if easel is not None:
+            easel.actual_size()
         else:
             self.viewer.canvas.set_zoom(1 / self.devicePixelRatioF())
 
@@ -1062,7 +1109,14 @@ class Window(QMainWindow):
         self._zoom_by(0.8)
 
     def _zoom_by(self, factor: float) -> None:
-        self.inpaint.painter.zoom(factor) if self.inpaint.isVisible() else self.viewer.canvas.zoom_by(factor)
+        easel = self._easel
+        easel.zoom(factor) if easel is not None else self.viewer.canvas.zoom_by(factor)
+
+    @property
+    def _easel(self) -> Easel | None:
+        """What is zoomed where that is not the picture itself."""
+        page = self.viewer.pages.currentWidget()
+        return self.inpaint.painter if page is self.inpaint else self.comparing.pair if page is self.comparing else None
 
     def do_next_picture(self) -> None:
         """The one before it in time."""
@@ -1138,6 +1192,7 @@ class Window(QMainWindow):
             self.panel.set_dark()
             self.viewer.set_dark()
             self.inpaint.set_dark()
+            self.comparing.set_dark()
             self.side.set_dark()
             self._follow()
 

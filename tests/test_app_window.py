@@ -446,6 +446,8 @@ STATES = {
     ),
     "error": ("memory of a fox", lambda window: window.queue.state is State.ERROR),
     "crashed": ("crash of a fox", lambda window: window.queue.state is State.CRASHED and window.client.greeting),
+    "painting": (None, lambda window: window.inpaint.isVisible() or window.do_extend()),
+    "comparing": (None, lambda window: window.comparing.isVisible() or window.do_compare()),
 }
 
 
@@ -457,11 +459,14 @@ def test_nothing_is_clipped_and_nothing_is_outside(opened, place, state, size):
     until(lambda: len(window.gallery_model.shown) == 5)
     window.panel.show_job(Job(prompt="fine", model="dreamshaper-8", count=64))
     window.panel.disclosure.setChecked(True)
+    window.panel.advanced.button.setChecked(True)
     window.start_from(window.shown.path)
     prompt, there = STATES[state]
     if prompt:
         window._add(Job(prompt=prompt, seed=1, steps=20))
     until(lambda: there(window))
+    if state == "painting":
+        window.inpaint.painter.set_sides((0, 2), 64)  # now the panel has the mask's numbers
     spend(0.3)
     for widget in window.findChildren(QWidget):
         if not widget.isVisible() or widget.window() is not window:
@@ -489,7 +494,12 @@ def test_nothing_is_clipped_and_nothing_is_outside(opened, place, state, size):
     for box in (window.panel.count, window.panel.steps.box, window.panel.guidance.box, window.panel.strength.box):
         shown = box.lineEdit()
         assert QFontMetrics(box.font()).horizontalAdvance(shown.text()) + 12 <= shown.width() + 6, shown.text()
-    for combo in (window.panel.model, window.panel.sampler, window.panel.spacing, window.panel.shape):
+    masking, advanced = window.panel.masking, window.panel.advanced
+    for box in (masking.grow, masking.blur, advanced.clip_skip):
+        shown = box.lineEdit()
+        assert QFontMetrics(box.font()).horizontalAdvance(shown.text()) + 12 <= shown.width() + 6 or not box.isVisible()
+    for combo in (window.panel.model, window.panel.sampler, window.panel.spacing, window.panel.shape, advanced.hires,
+                  advanced.seamless, advanced.noise):  # fmt: skip
         assert QFontMetrics(combo.font()).horizontalAdvance(combo.currentText()) <= combo.width() - 30, (
             combo.currentText()
         )

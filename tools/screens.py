@@ -235,6 +235,13 @@ def painting(app, window) -> None:
     painter.set_sides((2,), 64)
 
 
+def comparing(app, window) -> None:
+    """Two pictures, and what was set differently."""
+    idle(app, window)
+    first, second = (window.gallery_model.shown[at].path for at in (5, 0))
+    window.compare(first, second)
+
+
 def advanced(app, window) -> None:
     """All that can be set."""
     chosen(window, hires=2.0, variation="99:0.3", model="a-turbo")
@@ -249,7 +256,8 @@ def first(app, window) -> None:
 
 STATES = {
     one.__name__: one
-    for one in (first, idle, loading, generating, corner, painting, advanced, stopping, error, crashed, down, waiting)
+    for one in (first, idle, loading, generating, corner, painting, comparing, advanced, stopping, error, crashed,
+                down, waiting)
 }
 
 

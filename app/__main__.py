@@ -9,6 +9,7 @@ import argparse
 import linecache
 import os
 import runpy
+import sqlite3
 import sys
 from pathlib import Path
 
@@ -68,12 +69,24 @@ def _window(files: list[str], smoke: bool) -> int:
 
     theme.apply(app, str(places.settings().value("appearance", "system")))
     linecache.clearcache()  # PySide read the sources of all modules into it, to see which of them use Qt
-    window = Window()
+    try:
+        window = Window()
+    except sqlite3.OperationalError as error:
+        _say_no_queue(str(error), str(places.data()))
+        return 1
     window.show()
     handed.came.connect(lambda files: _come(window, files))
     for path in files:
         QTimer.singleShot(0, lambda path=path: window.take_file(path))
     return _smoke(app, window) if smoke else app.exec()
+
+
+def _say_no_queue(reason: str, place: str) -> None:
+    from PySide6.QtWidgets import QMessageBox
+
+    text = f"The queue in {place} cannot be opened now: {reason}. Is the disk full, or write-protected?"
+    print(f"mlxldm: {text}", file=sys.stderr)
+    QMessageBox.critical(None, "mlxldm", f"{text} Nothing is lost; start mlxldm again when that is mended.")
 
 
 def _come(window, files: list[str]) -> None:

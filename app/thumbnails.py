@@ -7,7 +7,7 @@ import os
 from collections import OrderedDict
 from pathlib import Path
 
-from PySide6.QtCore import QObject, QRunnable, QSize, Qt, QThreadPool, Signal
+from PySide6.QtCore import QBuffer, QByteArray, QIODevice, QObject, QRunnable, QSize, Qt, QThreadPool, Signal
 from PySide6.QtGui import QImage, QImageReader, QPixmap
 
 from .history import Picture
@@ -96,7 +96,14 @@ def _small(picture: Picture, folder: Path) -> QImage | None:
                              Qt.TransformationMode.SmoothTransformation)  # fmt: skip
     with contextlib.suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
-        part = kept.with_suffix(f".{os.getpid()}.part")
-        if image.save(str(part), "JPEG", 88):
+        part = kept.with_suffix(".part")  # of one name: what a crash leaves is written over
+        data = QByteArray()
+        buffer = QBuffer(data)
+        buffer.open(QIODevice.OpenModeFlag.WriteOnly)
+        image.save(buffer, "JPEG", 88)
+        try:
+            part.write_bytes(data.data())  # Qt would not say that the disk was full
             os.replace(part, kept)
+        finally:
+            part.unlink(missing_ok=True)
     return image

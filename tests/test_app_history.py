@@ -15,8 +15,8 @@ import pytest
 from app_things import application, full_disk, until
 
 from mlxldm.job import Job
-from mlxldm_app import pictures
-from mlxldm_app.history import Found, History
+from mlxldm_app import pictures, thumbnails
+from mlxldm_app.history import Found, History, Picture
 
 
 def file(folder, name: str, prompt: str, seed: int = 1, when: float = 0.0):
@@ -195,3 +195,15 @@ def test_twenty_thousand_pictures_are_searched_in_a_moment_whatever_is_asked(tmp
             best = min(best, time.perf_counter() - began)
         assert best < 0.02, text
     assert len(history.pictures()) == 20_000
+
+
+def test_a_full_disk_leaves_no_half_of_a_thumbnail(tmp_path):
+    application()
+    path = tmp_path / "a.png"
+    path.write_bytes(fake_worker.png(400, 300, 3, {}))
+    picture = Picture(1, str(path), 1.0, 400, 300, False)
+    with full_disk():
+        assert thumbnails._small(picture, tmp_path / "cache") is not None, "the window shows it all the same"
+    assert not [one for one in (tmp_path / "cache").rglob("*") if one.is_file()]
+    assert thumbnails._small(picture, tmp_path / "cache").width() == 341
+    assert [one.suffix for one in (tmp_path / "cache").rglob("*") if one.is_file()] == [".jpg"]

@@ -160,3 +160,16 @@ def test_what_is_asked_for_keeps_that_qt_from_that_python():
     for python, qt, good in (("3.11", "6.12.0", False), ("3.11", "6.11.3", True), ("3.12", "6.12.0", True)):
         held = [one for one in requirements if one.marker is None or one.marker.evaluate({"python_version": python})]
         assert held and all(one.specifier.contains(qt) for one in held) is good, (python, qt)
+
+
+def test_a_queue_that_cannot_be_opened_is_said_and_left_alone(place):
+    data = place / "app"
+    (data / "mlxldm.db-wal").mkdir(parents=True)  # as a full disk would do
+    code = (
+        "import sys; from PySide6.QtWidgets import QMessageBox; from app.__main__ import main;"
+        "QMessageBox.critical = lambda parent, title, text: print(text); sys.exit(main([]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 1 and done.stdout.startswith(f"The queue in {data} cannot be opened now: ")
+    assert "Nothing is lost" in done.stdout and "Traceback" not in done.stderr
+    assert not list(data.glob("*damaged*"))

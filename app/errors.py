@@ -81,3 +81,8 @@ def of_keeping(reason: str) -> Notice:
 def of_silence() -> Notice:
     """The bar when the worker does not answer."""
     return Notice("The generator is not answering. It may only be busy.", (("Start it again", "force_stop"),))
+
+
+def of_unused(text: str, details: str) -> Notice | None:
+    """The bar for tensors of a LoRA that have no place in the model; None where all have."""
+    return Notice(text, (), details, "news") if text else None

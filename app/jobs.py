@@ -30,7 +30,7 @@ from PySide6.QtGui import QImage
 
 from mlxldm.job import Job
 
-from . import errors, pictures
+from . import adapters, errors, pictures
 from .client import Client, Crash
 from .errors import Notice
 from .history import Entry, Found, History
@@ -136,6 +136,7 @@ class Queue(QAbstractListModel):
         self._unsaved: list[tuple[Entry, bytes, Job]] = []
         self._unwritten: list[Callable[[], None]] = []  # what the database could not take
         self._silent = False
+        self._warning: Notice | None = None  # about the running job, for when it is done too
         self._entries = self._recovered()
         self._running: Entry | None = None
         self._heard = False  # whether the worker has said anything of it
@@ -328,6 +329,7 @@ class Queue(QAbstractListModel):
             self._next()
             return
         self._running, self.progress, self._heard = entry, Progress(entry), False
+        self._warning = None
         self._set(entry, state="running")
         self._sort()
         self._client.generate(str(entry.id), job.to_json(), files)
@@ -364,6 +366,10 @@ class Queue(QAbstractListModel):
             index, step, of = (int(message.get(key) or 0) for key in ("index", "step", "of"))
             self.progress.stepped(index, step, of, float(message.get("seconds") or 0))
             self.progressed.emit(self.progress)
+        elif event == "effect":
+            self._warning = errors.of_unused(*adapters.unused(message))
+            if self._warning is not None:
+                self.notice.emit(self._warning)
         elif event == "preview":
             image = decoded(message, payload)
             if image is not None:
@@ -421,7 +427,7 @@ class Queue(QAbstractListModel):
             self._drop([entry])
             self.announced.emit(f"{title(entry.job)} is finished.")
             if not self.stuck:
-                self.notice.emit(None)
+                self.notice.emit(self._warning)
         elif what == "cancelled":
             self._set(entry, state="cancelled", error=None)
         elif end.get("kind") == "crash":

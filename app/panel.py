@@ -24,11 +24,14 @@ from PySide6.QtWidgets import (
 from mlxldm.job import Job
 
 from . import theme
+from .adapters import Wardrobe
 from .advanced import Advanced
 from .jobs import MOST, duration
+from .lora_rows import LoraRows
 from .masking import STRENGTHS, Masking
 from .models import Model
-from .widgets import Amount, Choice, Combo, Elided, Text, Well, restyle, roomy
+from .prompts import Name, Names, Prompt
+from .widgets import Amount, Choice, Combo, Elided, Well, restyle, roomy
 
 WAIT = 250  # milliseconds after the last change, before the worker is asked about it
 SAFE = 0.8  # of the memory; above it the estimate is amber
@@ -53,6 +56,7 @@ class Restore(QUndoCommand):
     def __init__(self, panel: Panel, job: Job, what: str):
         super().__init__(what)
         self._panel, self._before, self._after = panel, panel.job(), job
+        self._worn = panel.loras.wears  # also those that are turned off, which no job has
 
     def redo(self) -> None:
         """To the new one."""
@@ -61,6 +65,7 @@ class Restore(QUndoCommand):
     def undo(self) -> None:
         """Back to what was there."""
         self._panel.show_job(self._before)
+        self._panel.loras.show_wears(self._worn)
 
 
 class Panel(QWidget):
@@ -87,9 +92,9 @@ class Panel(QWidget):
         self.model = Combo()
         self.model.setAccessibleName("Model")
         self.model.setPlaceholderText("No model yet")
-        self.prompt = Text("Describe a picture", 5, 10)
+        self.prompt = Prompt("Describe a picture", 5, 10)
         self.prompt.setAccessibleName("Prompt")
-        self.negative = Text("Leave out…", 2, 4)
+        self.negative = Prompt("Leave out…", 2, 4)
         self.negative.setAccessibleName("What to leave out")
         self.counter = QLabel()
         self.counter.setProperty("quiet", True)
@@ -140,6 +145,7 @@ class Panel(QWidget):
         self.strength = Amount("Strength", 0, 1, 2)
         self.masking = Masking()
         self.advanced = Advanced()
+        self.loras = LoraRows(self._undo)
         self.backend = QPushButton("Starting…")
         self.backend.setProperty("flat", True)
         self.backend.setProperty("quiet", True)
@@ -205,7 +211,7 @@ class Panel(QWidget):
         for one in words:
             one.setMinimumWidth(max(word.sizeHint().width() for word in words))
         for item in (self.model, self.prompt, self.counter, self.negative, row, self._custom, self.button,
-                     self.estimate, self.disclosure, self.settings, self.advanced, self.well,
+                     self.estimate, self.disclosure, self.settings, self.advanced, self.loras, self.well,
                      self._strength_row, self.masking):  # fmt: skip
             column.addLayout(item) if isinstance(item, QHBoxLayout) else column.addWidget(item)
         column.addStretch(1)
@@ -239,6 +245,9 @@ class Panel(QWidget):
         self.well.cleared.connect(lambda: self.set_image(None))
         self.masking.changed.connect(self._mask_changed)
         self.advanced.changed.connect(self._advanced_changed)
+        self.loras.changed.connect(self._changed)
+        self.loras.inserted.connect(self.prompt.insert_words)
+        self.prompt.textChanged.connect(lambda: self.loras.show_prompt(self.prompt.toPlainText()))
         for signal in (self.prompt.textChanged, self.negative.textChanged, self.count.valueChanged,
                        self.seed.textChanged, self.width_box.valueChanged, self.height_box.valueChanged,
                        self.steps.changed, self.guidance.changed, self.strength.changed,
@@ -266,8 +275,14 @@ class Panel(QWidget):
             spacing=self.spacing.currentData() or None,
             width=width, height=height, count=self.count.value(),
             image=image, strength=self.strength.value if image is not None and model.takes("strength") else None,
-            **masking, **advanced,
+            **masking, **advanced, loras=self.loras.texts(), embeddings=self._embeddings(),
         )  # fmt: skip
+
+    def _embeddings(self) -> tuple[str, ...]:
+        """The textual inversions that the prompts name, and those of a restored job that are not known here."""
+        wardrobe = self.loras.wardrobe
+        named = wardrobe.named(self.prompt.toPlainText(), self.negative.toPlainText())
+        return named + tuple(name for name in self._rest.embeddings if wardrobe.get(name) is None)
 
     def show_job(self, job: Job) -> None:
         """Bring all controls to a job, at once."""
@@ -292,6 +307,7 @@ class Panel(QWidget):
             self.spacing.setCurrentIndex(max(0, self.spacing.findData(job.spacing or "")))
             self.set_image(job.image if job.image and Path(job.image).is_absolute() else None)
             self.masking.show_job(job if self._image is not None else Job())
+            self.loras.show_texts(job.loras)
             if job.strength is not None:
                 self.strength.set(job.strength)
             self._show_size(job.width, job.height)
@@ -352,6 +368,16 @@ class Panel(QWidget):
         self.model.addItem(name.rpartition("/")[2], name)
         self.model.blockSignals(False)
         return self.model.count() - 1
+
+    def set_adapters(self, wardrobe: Wardrobe) -> None:
+        """The LoRAs and textual inversions that the worker has, and which fit the model."""
+        self.loras.show_wardrobe(wardrobe)
+        loras = [Name(one.title, f"<lora:{one.name}:{1.0 if one.weight is None else one.weight:g}>")
+                 for one in wardrobe.loras]  # fmt: skip
+        words = [one.words[0] if one.words else one.title for one in wardrobe.inversions]
+        for field in (self.prompt, self.negative):
+            field.names = Names(loras if field is self.prompt else (), words)
+        self._changed()
 
     def set_samplers(self, samplers: list[str], spacings: list[str]) -> None:
         """What the worker has."""
@@ -576,6 +602,7 @@ class Panel(QWidget):
         self.well.close_button.setIcon(theme.icon("close"))
         self.masking.set_dark()
         self.advanced.set_dark()
+        self.loras.set_dark()
 
     def show_backend(self, text: str, colour: str | None = None) -> None:
         """What makes the pictures, and how it is."""

@@ -118,6 +118,9 @@ def sheet(c: Colours) -> str:
     QTableWidget {{ background: transparent; border: 1px solid transparent; border-radius: 6px; }}
     QTableWidget:focus {{ border-color: {c.ring}; }}
     QHeaderView, QHeaderView::section {{ background: transparent; color: {c.quiet}; border: none; padding: 2px 0; }}
+    QListView#proposals {{ background: {c.base}; border: 1px solid {c.border}; padding: 3px; }}
+    QListView#proposals::item {{ padding: 3px 6px; border-radius: 4px; }}
+    QListView#proposals::item:selected {{ background: {c.accent}; color: {c.on_accent}; }}
     QRadioButton, QCheckBox {{ spacing: 8px; }}
     QRadioButton::indicator {{ width: 14px; height: 14px; border: 1px solid {c.quiet}; border-radius: 8px;
         background: {c.base}; }}
@@ -127,6 +130,7 @@ def sheet(c: Colours) -> str:
     QSlider {{ min-height: 20px; }}
     QSlider::groove:horizontal {{ height: 4px; border-radius: 2px; background: {c.border}; }}
     QSlider::sub-page:horizontal {{ height: 4px; border-radius: 2px; background: {c.accent}; }}
+    QSlider::sub-page:horizontal:disabled {{ background: {c.border}; }}
     QSlider::handle:horizontal {{ width: 14px; height: 14px; margin: -6px 0; border-radius: 8px; background: {c.base};
         border: 1px solid {c.quiet}; }}
     QSlider::handle:horizontal:focus {{ border: 1px solid {c.ring}; background: {c.ring}; }}
@@ -196,6 +200,7 @@ def draw(painter: QPainter, name: str, place: QRectF, colour: QColor) -> None:
         "swap": [[(2.5, 5.5), (13, 5.5)], [(10, 2.5), (13, 5.5), (10, 8)],
                  [(13.5, 11), (3, 11)], [(6, 8.3), (3, 11), (6, 13.7)]],
         "take": [[(13, 3), (13, 9), (4, 9)], [(7, 6), (4, 9), (7, 12)]],
+        "tick": [[(4, 8.5), (7, 11.5), (12, 5)]],
         "warning": [[(8, 2.5), (14.5, 13.5), (1.5, 13.5), (8, 2.5)], [(8, 6.5), (8, 9.5)], [(8, 11.5), (8, 11.6)]],
     }  # fmt: skip
     for stroke in strokes.get(name, []):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from PySide6.QtCore import QEvent, QMimeData, QRectF, QSize, Qt, Signal
+from PySide6.QtCore import QEvent, QMimeData, QPoint, QRectF, QSize, Qt, Signal
 from PySide6.QtGui import (
     QColor,
     QDragEnterEvent,
@@ -23,6 +23,7 @@ from PySide6.QtGui import (
 )
 from PySide6.QtWidgets import (
     QAbstractSpinBox,
+    QCheckBox,
     QComboBox,
     QDoubleSpinBox,
     QFrame,
@@ -208,6 +209,34 @@ class Text(QPlainTextEdit):
     def canInsertFromMimeData(self, source: QMimeData) -> bool:  # noqa: N802
         """Text only: pictures and files that are dropped here are the window's."""
         return source.hasText() and not source.hasUrls() and not source.hasImage()
+
+
+class Check(QCheckBox):
+    """A box to tick that can be seen in both schemes, and its words."""
+
+    def sizeHint(self) -> QSize:  # noqa: N802
+        """Box and words."""
+        words = 8 + self.fontMetrics().horizontalAdvance(self.text()) if self.text() else 0
+        return QSize(20 + words, max(20, self.fontMetrics().height() + 2))
+
+    def hitButton(self, place: QPoint) -> bool:  # noqa: N802
+        """The words are as good as the box."""
+        return self.rect().contains(place)
+
+    def paintEvent(self, event: QPaintEvent) -> None:  # noqa: N802
+        """The box, its tick, the words."""
+        c, painter, on = theme.colours(), QPainter(self), self.isChecked()
+        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+        place = QRectF(2, self.height() / 2 - 8, 16, 16)
+        edge = (c.text if on else c.ring) if self.hasFocus() else c.accent if on else c.quiet
+        painter.setPen(QPen(QColor(edge), 1))
+        painter.setBrush(QColor(c.accent if on else c.base))
+        painter.drawRoundedRect(place.adjusted(0.5, 0.5, -0.5, -0.5), 4, 4)
+        if on:
+            theme.draw(painter, "tick", place, QColor(c.on_accent))
+        painter.setPen(QColor(c.text if self.isEnabled() else c.quiet))
+        painter.drawText(self.rect().adjusted(26, 0, 0, 0), Qt.AlignmentFlag.AlignVCenter, self.text())
+        painter.end()
 
 
 class Amount(QWidget):

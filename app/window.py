@@ -58,11 +58,12 @@ from PySide6.QtWidgets import (
 
 from mlxldm.job import Job
 
-from . import pictures, places, theme
+from . import adapters, pictures, places, theme
 from .canvas import Easel
 from .client import Client
 from .commands import COMMANDS, COMPARE, COMPARED, DONE, MENUS, PAINT, Command
 from .compare import Compare
+from .dresser import Dresser
 from .errors import Notice
 from .gallery import Gallery, Side
 from .history import History, Picture
@@ -174,6 +175,7 @@ class Window(QMainWindow):
         self.comparing = Compare()
         for page in (self.inpaint, self.comparing):
             self.viewer.pages.addWidget(page)
+        self.dresser = Dresser(self.client, self.panel, self)
         self.side = Side(self.gallery_model, self.queue, self.thumbnails)
         self.split = QSplitter()
         self.split.setHandleWidth(1)
@@ -288,6 +290,7 @@ class Window(QMainWindow):
         queue.saved.connect(self._saved)
         queue.announced.connect(self._announce)
         self.client.ready.connect(self._ready)
+        self.dresser.notice.connect(self.say)
         self.undo_stack.indexChanged.connect(lambda _: self._follow())
         self.rescan.changed.connect(self._reload)
         QApplication.clipboard().dataChanged.connect(self._follow_clipboard)
@@ -566,8 +569,8 @@ class Window(QMainWindow):
             if message["ev"] == "error":
                 self.say(Notice(f"‘{Path(path).name}’ was not added: {message.get('message')}"))
             else:
-                self.say(Notice(f"‘{Path(path).name}’ was added to the models.", kind="news"))
                 self._list_models()
+                self.dresser.refresh(path)
 
         self.client.ask("add", added, path=path)
 
@@ -934,7 +937,10 @@ class Window(QMainWindow):
             return
         record = self.history.record(self.shown.id)
         lines = [self.shown.path, f"{self.shown.width} × {self.shown.height}", ""]
-        lines += [f"{key}: {value}" for part in ("job", "made_by") for key, value in record.get(part, {}).items()]
+        made_by = dict(record.get("made_by") or {})
+        effect = adapters.told(made_by.pop("adapters", None))
+        lines += [f"{key}: {value}" for part in (record.get("job", {}), made_by) for key, value in part.items()]
+        lines += ["", *effect] if effect else []
         show_text(self, "Details", "\n".join(lines))
 
     def do_copy(self) -> None:

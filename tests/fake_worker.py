@@ -3,7 +3,8 @@
 The first word of a prompt says how a job goes: `slow`, `hang` (deaf to cancel), `crash`, `oom` (killed as the
 system does it), `late` (the same, after the last picture and before the end), `garbage`, `flood` (stderr), `wish`,
 `memory`, `numbers` or `fault` (errors of that kind); anything else is fine.
-Arguments: `--pace SECONDS` of a step, `--refuse` (no backend), `--die` (at once), `--silent` (no pong).
+Arguments: `--pace SECONDS` of a step, `--refuse` (no backend), `--die` (at once), `--silent` (no pong), `--loras` (it
+has some; a file called `*lora*` that is added is one more, for SD 1).
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Fake:
         self.lock = threading.Lock()
         self.preview = "rgb8"
         self.loaded = False
+        self.added: list[str] = []
 
     def send(self, event: str, payload: bytes | None = None, **fields: Any) -> None:
         message = {"ev": event, **fields, **({"bytes": len(payload)} if payload is not None else {})}
@@ -78,6 +80,24 @@ class Fake:
                 ("on-another-disk", "sd1", "text-to-image", "not there", large)]  # fmt: skip
         return [{"name": name, "family": family, "task": task, "state": state, "path": f"/models/{name}",
                  "bytes": 2 * 10**9, "defaults": defaults} for name, family, task, state, defaults in rows]  # fmt: skip
+
+    def adapters(self, model: str) -> list[dict[str, Any]]:
+        family = {"a-turbo": "sdxl", "celebahq": None}.get(model, "sd1")
+        rows: list[tuple] = [("ink wash", "LoRA", "lora", "sd1", ["ink wash style", "old paper"], 0.8),
+                             ("Detail tweaker (more of everything, v2)", "LoRA", "locon", "sd1", [], None),
+                             ("soft light", "LoRA", "loha", "sd1", ["ohwx light"], None),
+                             ("xl-film", "LoRA", "lora", "sdxl", ["film grain"], None),
+                             ("bad-hands", "textual inversion", "textual inversion", "sd1", ["bad-hands"], None),
+                             ("<sks>", "textual inversion", "textual inversion", "sd1", ["<sks>", "cat-toy"], None)]
+        rows = rows if self.asked.loras else []
+        paths = {os.path.basename(path).partition(".")[0]: path for path in self.added}
+        loras = [name for name in paths if "lora" in name]
+        rows += [(name, "LoRA", "lora", "sdxl" if "xl" in name else "sd1", [], None) for name in loras]
+        why = "It was made for Stable Diffusion {}."
+        return [{"name": name, "what": what, "kind": kind, "family": made_for, "bytes": 36_000_000, "words": words,
+                 "path": paths.get(name, f"/loras/{name}.safetensors"), "weight": weight, "state": what,
+                 "fits": made_for == family, "why": None if made_for == family else why.format(made_for[2:].upper())}
+                for name, what, kind, made_for, words, weight in rows]  # fmt: skip
 
     def read(self) -> None:
         source = sys.stdin.buffer
@@ -101,9 +121,12 @@ class Fake:
                 self.send("tokens", id=name, **counts, limit=75)
             elif op == "models":
                 self.send("models", json.dumps(self.models()).encode(), id=name)
+            elif op == "adapters":
+                self.send("adapters", json.dumps(self.adapters(message["model"])).encode(), id=name)
             elif op == "unload":
                 self.send("unloaded")
             elif op == "add":
+                self.added.append(message["path"])
                 self.send("done", id=name, seconds=0.0)
         os._exit(0)
 
@@ -134,6 +157,14 @@ class Fake:
             self.loaded = True
         steps, pace = job.get("steps") or 4, self.asked.pace * (10 if how == "slow" else 1)
         width, height, seed = job.get("width") or SIDE, job.get("height") or SIDE, job.get("seed") or 0
+        left = {"lora_te_x.alpha and 2 more": "belongs to no module"}
+        loras = [{"text": text, "name": f"{text.partition(':')[0]}.safetensors", "kind": "lora", "weights": 0.0123,
+                  "modules": {"denoiser": 128}, "unmatched": 3 * ("soft" in text),
+                  "left": left if "soft" in text else {}}
+                 for text in job.get("loras", [])]  # fmt: skip
+        effect = {"loras": loras, "answer": 0.2, "words": job.get("embeddings", [])}
+        if effect["loras"] or effect["words"]:
+            self.send("effect", id=name, **effect)
         for index in range(job.get("count", 1)):
             for step in range(1, steps + 1):
                 time.sleep(pace)
@@ -146,7 +177,8 @@ class Fake:
                 if step == 2 and index == (1 if "second" in job.get("prompt", "") else 0):
                     self.mischief(how)
             own = {**job, "seed": seed + index, "width": width, "height": height, "count": 1}
-            record = json.dumps({"job": own, "made_by": {"mlxldm": "0", "backend": "fake"}})
+            worn = {"adapters": effect} if effect["loras"] or effect["words"] else {}
+            record = json.dumps({"job": own, "made_by": {"mlxldm": "0", "backend": "fake", **worn}})
             self.send("picture", png(width, height, seed + index, {"mlxldm": record}), id=name, index=index,
                       seed=seed + index, seconds=pace * steps, job=own)  # fmt: skip
         if how == "late":
@@ -172,6 +204,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--pace", type=float, default=0.01)
     parser.add_argument("--load", type=float, default=0.0)
-    for flag in ("--refuse", "--die", "--silent"):
+    for flag in ("--refuse", "--die", "--silent", "--loras"):
         parser.add_argument(flag, action="store_true")
     Fake(parser.parse_args()).run()

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .shelf import gigabytes
-
 LORA, WORD = "LoRA", "textual inversion"
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
 TEXT = re.compile(rf"([^:].*?)(?::({NUMBER}))?((?::{NUMBER})?(?::lbw=[^:]*)?)", re.DOTALL)
@@ -52,6 +50,8 @@ class Adapter:
     @property
     def about(self) -> str:
         """Its kind, size and first words, in a line."""
+        from .shelf import gigabytes  # with the list of models, which the window does not begin with
+
         kind = {"lora": "", "textual inversion": ""}.get(self.kind, self.kind)
         return " · ".join(filter(None, (kind, gigabytes(self.bytes), *self.words[:1])))
 

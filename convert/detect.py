@@ -47,6 +47,7 @@ SETTINGS = {"requires_safety_checker", "force_zeros_for_empty_prompt", "add_wate
 SETTINGS |= {"max_noise_level", "is_cosxl_edit"}
 
 FAMILY_GUIDANCE = {"sd1": 7.5, "sd2": 7.5, "sdxl": 5.0, "sdxl-refiner": 5.0, "upscaler": 9.0}
+PLAYGROUND_GUIDANCE = 3.0  # what Playground 2.5's page advises
 # What the U-Net takes beside the noisy latents, in channels: what a model is for, and what these channels are.
 MORE_CHANNELS = {
     0: ("text-to-image", "nothing"),
@@ -152,6 +153,11 @@ def _diffusers(root: Path, wish: Wish) -> Found:
         if name in classes
     }
     schedule = schedule_of(root, family, why)
+    if bool(index.get("is_cosxl_edit")) != (task == "edit" and schedule.sigma_data is not None):
+        raise UserError(
+            f"{shown(root)} says is_cosxl_edit = {shown(index.get('is_cosxl_edit'))}, which does not go with its U-Net "
+            f"and scheduler: CosXL Edit, and no other model, edits pictures on EDM's noise levels."
+        )
     if wish.prediction is not None:
         schedule = dataclasses.replace(schedule, prediction=wish.prediction)
         why.append(f"it predicts {wish.prediction}, as --prediction says")
@@ -169,7 +175,7 @@ def _diffusers(root: Path, wish: Wish) -> Found:
         width=width,
         height=height,
         steps=25,
-        guidance=FAMILY_GUIDANCE[family],
+        guidance=PLAYGROUND_GUIDANCE if schedule.sigma_data == 0.5 else FAMILY_GUIDANCE[family],
         sampler=schedule.sampler,
     )
     defaults = distilled.of_folder(defaults, name, schedule, unet, why)

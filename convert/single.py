@@ -39,7 +39,7 @@ from mlxldm.tensors import Tensor, from_bfloat16, shown
 from mlxldm.tokenizer import BOS, EOS, LETTERS
 
 from . import distilled, names, original
-from .detect import Found, PartSource, Wish
+from .detect import PLAYGROUND_GUIDANCE, Found, PartSource, Wish
 from .read import Source, Weights, open_file
 
 HERE = Path(__file__).parent / "families"
@@ -67,6 +67,7 @@ LEFT_OUT = {
     "logit_scale": "is for comparing texts with pictures",
     "v_pred": "a mark that was read",
     "ztsnr": "a mark that was read",
+    "edm_": "tells of EDM's noise levels or of its latents, which was read",
 }
 
 
@@ -133,7 +134,6 @@ OTHERS = (
 )
 # Marks of what would open and draw something wrong.
 REFUSED = (
-    (r"edm_(mean|std|vpred\..+)", "was trained on EDM's noise levels, which come with a later version"),
     (
         r"(.*\.)?(scale_weight|weight_scale|scaled_fp8|comfy_quant)",
         "keeps its float8 numbers divided by scales, which come with a later version: use its float16 form",
@@ -150,6 +150,10 @@ PARTS = (
     ("text", "encoder.layers.0.self_attn.q_proj.weight"),
     ("text", "transformer.resblocks.0.attn.in_proj_weight"),
 )
+# Two ways to train on EDM's noise levels: Playground 2.5's (Li et al. 2024, https://arxiv.org/abs/2402.17245), whose
+# latents have no mean and half a spread, and CosXL's, which predicts v (Stability AI 2024).
+PLAYGROUND, PLAYGROUND_SCALE = {"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_data": 0.5}, 0.5
+COSXL = {"_class_name": "EDMEulerScheduler", "sigma_data": 1.0, "sigma_max": 120.0, "prediction_type": "v_prediction"}
 TEXTS = {
     768: "CLIP-L (the text encoder of Stable Diffusion 1.x, the first of XL)",
     1024: "OpenCLIP-H (the text encoder of Stable Diffusion 2.x)",
@@ -204,13 +208,14 @@ def _single(path: Path, file: Source, wish: Wish) -> Found:
         config, dialect = part_of(path, part, how, weights.tensors, wish, why)
         configs[part] = config
         parts[part] = PartSource(weights, dialect, f"{path.name}: {prefix}*", {path.name: path})
-    configs["vae"] = _scaled(path, file, table, configs["vae"], why)
+    configs["vae"] = _spread(path, file, _scaled(path, file, table, configs["vae"], why), why)
     _fits(path, table, dict(_facts_of(name))["channels"], configs)
     schedule = schedule_of(path, file, table, wish, why)
     words = _words_of(path, table, configs, why)
     size = table["v_size"] if schedule.prediction == "v" and "v_size" in table else table["size"]
+    guidance = PLAYGROUND_GUIDANCE if schedule.sigma_data == PLAYGROUND["sigma_data"] else table["guidance"]
     defaults = Defaults(
-        width=size, height=size, steps=table["steps"], guidance=table["guidance"], sampler=schedule.sampler
+        width=size, height=size, steps=table["steps"], guidance=guidance, sampler=schedule.sampler
     )
     if table["family"] in ("sd1", "sd2", "sdxl"):
         called = f"{path.stem} {file.metadata.get('modelspec.title', '')}"
@@ -505,13 +510,30 @@ def _scaled(
             f"{shown(path)} lacks scale_factor, one number that says how the latents of {table['title']} are scaled: "
             f"the file is not complete."
         )
-    value = float(str(np.float32(_values(file, "scale_factor").reshape(-1)[0])))  # as short as float32 has it
+    value = _short(_values(file, "scale_factor").reshape(-1)[0])
     if not 0 < value < math.inf:
         raise UserError(f"{shown(path)} says that its latents are scaled by {value} (scale_factor): it is damaged.")
     if own is not None and abs(value - own) <= {"F64": 1e-6, "F32": 1e-6}.get(tensor.dtype, 1e-2) * own:
         return vae  # what rounding left of the family's
     why.append(f"its latents are scaled by {value}, as its scale_factor says")
     return dataclasses.replace(vae, scaling_factor=value)
+
+
+def _spread(path: Path, file: Source, vae: VaeConfig | VqConfig, why: list[str]) -> VaeConfig | VqConfig:
+    """The autoencoder's config with the mean and the spread of its latents that are in the file, if they are."""
+    names = ("edm_mean", "edm_std")
+    if not any(name in file.tensors for name in names):
+        return vae
+    if not all(name in file.tensors for name in names) or isinstance(vae, VqConfig):
+        raise UserError(f"{shown(path)} has only one of {names[0]} and {names[1]}: the file is not complete.")
+    mean, std = (tuple(_short(value) for value in _values(file, name).reshape(-1)) for name in names)
+    why.append(f"its latents are centred and scaled a channel, as {names[0]} and {names[1]} say")
+    return dataclasses.replace(vae, latents_mean=mean, latents_std=std, scaling_factor=PLAYGROUND_SCALE)
+
+
+def _short(value: float) -> float:
+    """As short as float32 has it."""
+    return float(str(np.float32(value)))
 
 
 def _range(path: Path, file: Source, values: dict[str, Any], why: list[str]) -> dict[str, Any]:
@@ -596,13 +618,41 @@ def _low_scale(path: Path, file: Source, values: dict[str, Any], why: list[str])
 
 
 def schedule_of(path: Path, file: Source, table: dict[str, Any], wish: Wish, why: list[str]) -> ScheduleConfig:
-    """The family's schedule, with what this file predicts."""
+    """The family's schedule, with what this file predicts; EDM's where marks say so."""
+    edm = _edm(path, file, why)
+    if edm is not None:
+        if table["family"] != "sdxl" or wish.prediction is not None:
+            raise UserError(
+                f"{shown(path)} has the marks of a model of EDM's noise levels (edm_...), which say what it predicts "
+                f"and that it is Stable Diffusion XL's kind: leave --prediction and --family out."
+            )
+        return edm
     prediction, zero = _prediction(path, file, table, wish, why)
     own = _range(path, file, table["schedule"], why) if table.get("range_in_file") else {}
     return ScheduleConfig.from_diffusers(
         {**table["schedule"], **own, "prediction_type": "v_prediction" if prediction == "v" else prediction}
         | ({"rescale_betas_zero_snr": True} if zero else {})
     )
+
+
+def _edm(path: Path, file: Source, why: list[str]) -> ScheduleConfig | None:
+    """The schedule of a file that marks say was trained on EDM's noise levels."""
+    if "edm_mean" in file.tensors:
+        why.append("it holds the marks edm_mean and edm_std: trained on EDM's noise levels, as Playground 2.5")
+        return ScheduleConfig.from_diffusers(PLAYGROUND)
+    ends = {}
+    for name in ("sigma_min", "sigma_max"):
+        if f"edm_vpred.{name}" in file.tensors:
+            values = _values(file, f"edm_vpred.{name}").reshape(-1)
+            if len(values) != 1 or not 0 < values[0] < math.inf:
+                raise UserError(f"{shown(path)} has no usable edm_vpred.{name}: one number above 0 was expected.")
+            ends[name] = _short(values[0])
+    if not ends:
+        return None
+    schedule = ScheduleConfig.from_diffusers({**COSXL, **ends})
+    low, high = (schedule.options[name] for name in ("sigma_min", "sigma_max"))
+    why.append(f"it holds the mark edm_vpred: it predicts v on EDM's noise levels, from {low:g} to {high:g}, as CosXL")
+    return schedule
 
 
 def _prediction(path: Path, file: Source, table: dict[str, Any], wish: Wish, why: list[str]) -> tuple[str, bool]:

@@ -900,14 +900,39 @@ class VaeConfig(_Autoencoder):
     """The autoencoder with a KL-regularised latent (Rombach et al. 2022), with diffusers' AutoencoderKL keys."""
 
     KIND: ClassVar[str] = "kl"
-    FIXED: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "latents_mean": (None,),
-        "latents_std": (None,),
-    }
 
     shift_factor: float | None = None
+    latents_mean: tuple[float, ...] | None = None  # of each channel, where a model was trained on latents without it
+    latents_std: tuple[float, ...] | None = None
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        mean, std = self.latents_mean, self.latents_std
+        if (mean is None) != (std is None):
+            raise UserError("The autoencoder config has only one of latents_mean and latents_std; both were expected.")
+        if mean is None or std is None:
+            return
+        if self.shift_factor or {len(mean), len(std)} != {self.latent_channels}:
+            raise UserError(
+                f"The autoencoder config has latents_mean and latents_std, which want {self.latent_channels} numbers "
+                f"each, one a channel, and no shift_factor."
+            )
+        if not all(math.isfinite(each) for each in (*mean, *std)) or min(std) <= 0:
+            raise UserError("The autoencoder config has a latents_mean or latents_std that cannot be.")
+
+    @property
+    def offset(self) -> float | tuple[float, ...]:
+        """What is taken from the encoder's latents, of each channel or of all."""
+        return self.latents_mean or self.shift_factor or 0.0
+
+    @property
+    def scale(self) -> float | tuple[float, ...]:
+        """By what they are then multiplied to be the U-Net's."""
+        if self.latents_std is None:
+            return self.scaling_factor
+        return tuple(self.scaling_factor / std for std in self.latents_std)
 
     @property
     def encoded(self) -> int:
@@ -930,7 +955,7 @@ class VqConfig(_Autoencoder):
     KIND: ClassVar[str] = "vq"
     FIXED: ClassVar[dict[str, tuple[Any, ...]]] = {"norm_type": ("group",), "lookup_from_codebook": (False,)}
 
-    shift_factor: ClassVar[None] = None  # no such model has one
+    offset: ClassVar[float] = 0.0  # no such model has another
 
     latent_channels: int = 3
     scaling_factor: float = 1.0  # diffusers' default, 0.18215, is not that of any model here
@@ -941,6 +966,11 @@ class VqConfig(_Autoencoder):
     def __post_init__(self) -> None:
         super().__post_init__()
         _positive(self, self.WHAT, "num_vq_embeddings", "vq_embed_dim")
+
+    @property
+    def scale(self) -> float:
+        """By what the encoder's latents are multiplied to be the U-Net's."""
+        return self.scaling_factor
 
     @property
     def code(self) -> int:
@@ -987,14 +1017,18 @@ SCHEDULERS = {
     "KDPM2AncestralDiscreteScheduler": "dpm2_a",
     "LCMScheduler": "lcm",
     "TCDScheduler": "tcd",
+    "EDMEulerScheduler": "euler",
+    "EDMDPMSolverMultistepScheduler": "dpmpp_2m",
 }
+# The levels of EDM (Karras et al. 2022, https://arxiv.org/abs/2206.00364) where a config of those two leaves them out.
+EDM = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_schedule": "karras", "rho": 7.0}
 
 # What else a scheduler's config may say that changes its steps. Kept as written; the samplers read them.
 OPTIONS = _words(
     "skip_prk_steps final_sigmas_type sigma_min sigma_max interpolation_type timestep_type "
     "use_karras_sigmas use_exponential_sigmas use_beta_sigmas use_lu_lambdas solver_order solver_type algorithm_type "
     "lower_order_final euler_at_final predict_x0 lambda_min_clipped variance_type "
-    "noise_sampler_seed original_inference_steps timestep_scaling"
+    "noise_sampler_seed original_inference_steps timestep_scaling sigma_schedule rho"
 )
 
 
@@ -1004,6 +1038,10 @@ class ScheduleConfig(_Strict):
 
     `spacing` None means: not said, each sampler's own default holds (diffusers' "linspace" for the sigma samplers and
     "leading" for DDIM, DDPM and PNDM). `options` are further keys of diffusers' scheduler config, as written there.
+
+    With `sigma_data`, the spread that latents were taken to have, the model was trained as EDM is (Karras et al. 2022,
+    https://arxiv.org/abs/2206.00364): on a continuum of noise levels, from `options`' sigma_min to sigma_max. It knows
+    no timesteps, and the betas mean nothing.
     """
 
     WHAT: ClassVar[str] = "schedule"
@@ -1018,6 +1056,7 @@ class ScheduleConfig(_Strict):
     steps_offset: int = 0
     set_alpha_to_one: bool | None = None  # None: not said; DDIM's default is True, PNDM's False
     zero_snr: bool = False
+    sigma_data: float | None = None
     sampler: str = "ddim"
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -1066,13 +1105,27 @@ class ScheduleConfig(_Strict):
                 raise UserError(f"The schedule config's option {key} is {_short(value)}, but one value was expected.")
         if self.options.get("variance_type") in ("learned", "learned_range"):
             raise UserError("The model predicts its own variance, which this version does not support.")
+        if self.sigma_data is not None:
+            self._check_edm()
+
+    def _check_edm(self) -> None:
+        _positive(self, self.WHAT, "sigma_data")
+        _one_of(self, self.WHAT, "prediction", "epsilon", "v")
+        low, high, rho = (self.options.get(key) or 0 for key in ("sigma_min", "sigma_max", "rho"))
+        if not (all(isinstance(each, int | float) for each in (low, high, rho)) and 0 < low < high and rho > 0):
+            raise UserError(
+                f"The schedule config has sigma_data and sigma_min, sigma_max and rho of {low}, {high} and {rho}, but "
+                f"they must be above 0, the first below the second."
+            )
+        if self.options.get("sigma_schedule") not in ("karras", "exponential"):
+            raise UserError("The schedule config has sigma_data, but its sigma_schedule is not karras or exponential.")
 
     @classmethod
     def from_diffusers(cls, values: Mapping[str, Any]) -> Self:
         """From diffusers' `scheduler_config.json`.
 
-        Raises UserError for a scheduler class that is not a diffusion in the variance-preserving sense (flow matching,
-        EDM), because its numbers would mean something else.
+        Raises UserError for a scheduler class that is no diffusion (flow matching), because its numbers would mean
+        something else.
         """
         if not isinstance(values, Mapping):
             raise UserError(f"The scheduler config is {_short(values)}, but an object was expected.")
@@ -1092,6 +1145,8 @@ class ScheduleConfig(_Strict):
             "sampler": SCHEDULERS[name],
         }
         options: dict[str, Any] = {}
+        if name.startswith("EDM"):
+            read, options = {"sigma_data": 0.5, "sampler": SCHEDULERS[name]}, dict(EDM)
         for key, value in values.items():
             if key == "prediction_type":
                 read["prediction"] = "v" if value == "v_prediction" else value
@@ -1108,7 +1163,7 @@ class ScheduleConfig(_Strict):
                 raise UserError(f"The scheduler config has the key '{key}', which is not diffusers'.")
             else:
                 read[key] = value
-        if values.get("algorithm_type") == "sde-dpmsolver++" and name == "DPMSolverMultistepScheduler":
+        if values.get("algorithm_type") == "sde-dpmsolver++" and name.endswith("DPMSolverMultistepScheduler"):
             read["sampler"] = "dpmpp_2m_sde"
         return cls.from_dict({**read, "options": options})
 

@@ -338,9 +338,9 @@ def _handed_over(job: Job, manifest: Manifest, refiner: Manifest | None) -> Job:
         )
     if refiner.task != "refine":
         raise UserError(f"{refiner.name} is no refiner but a model for {refiner.task}; give another with --refiner.")
-    kinds = ("beta_schedule", "beta_start", "beta_end", "trained_betas", "num_train_timesteps", "zero_snr")
+    kinds = "beta_schedule beta_start beta_end trained_betas num_train_timesteps zero_snr sigma_data".split()
     ways = [[getattr(each.schedule, kind) for kind in kinds] for each in (manifest, refiner)]
-    latents = [(each.vae.latent_channels, each.vae.factor, each.vae.scaling_factor) for each in (manifest, refiner)]
+    latents = [(each.vae.latent_channels, each.vae.factor, each.vae.scale) for each in (manifest, refiner)]
     if ways[0] != ways[1] or latents[0] != latents[1]:
         raise UserError(
             f"{refiner.name} cannot go on from {manifest.name}: they were taught with other noise or other latents."

@@ -129,12 +129,19 @@ def _clean(answer: Callable[[Array, float, float], tuple[Array, Array]], plan: P
     """`denoise(x, sigma)`: the clean guess that follows from a network's answer, by what it predicts.
 
     `answer(x, timestep, sigma)`: of x as the network takes it, at unit variance; guided, and without the prompt.
+
+    EDM's networks give a part of the guess, which x itself is the rest of (Karras et al. 2022,
+    https://arxiv.org/abs/2206.00364, table 1); with a spread of 1 and the other sign that is what v means.
     """
+    spread = 1.0 if plan.sigma_data is None else plan.sigma_data
 
     def denoise(x: Array, sigma: float) -> Array:
-        scale = 1 / math.sqrt(sigma * sigma + 1)
+        scale = 1 / math.sqrt(sigma * sigma + spread * spread)
 
         def clean(said: Array) -> Array:
+            if plan.sigma_data is not None:
+                part = said * (sigma * spread * scale)
+                return x * (spread * scale) ** 2 + (part if plan.prediction == "epsilon" else -part)
             if plan.prediction == "epsilon":
                 return x - said * sigma
             if plan.prediction == "v":

@@ -46,6 +46,7 @@ class Plan:
     both: bool = False  # `denoise` is to return the guided guess and the one without the prompt: see `samplers`
     before: int = 0  # steps of the pass before this one
     more: bool = False  # another pass follows
+    sigma_data: float | None = None  # of a model that was trained as EDM is, which is told the level, not a timestep
     log_sigmas: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)  # of all training timesteps
 
     @property
@@ -63,7 +64,12 @@ class Plan:
         return sum(sigma <= level for level in self.sigmas[1:-1])
 
     def timestep(self, sigma: float) -> float:
-        """What the model is told at `sigma`: as planned, and interpolated in log sigma between plan and training."""
+        """What the model is told at `sigma`: as planned, and interpolated in log sigma between plan and training.
+
+        A model of EDM is told c_noise of Karras et al. 2022 (https://arxiv.org/abs/2206.00364), table 1.
+        """
+        if self.sigma_data is not None:
+            return math.log(sigma) / 4
         if sigma in self.sigmas[:-1]:
             return self.timesteps[self.sigmas.index(sigma)]
         return _timestep(sigma, self.log_sigmas)
@@ -167,6 +173,8 @@ class Schedule:
         sampler = sampler.removesuffix("_cfgpp") if both else sampler
         self._check(steps, spacing, sampler, strength)
         habits = _HABITS[sampler]
+        if self.config.sigma_data is not None:
+            return self._edm_plan(steps, spacing, sampler, strength, part, both)
         if sampler == "pndm" and part != (0.0, 1.0):
             raise UserError("The steps of pndm cannot be shared by two models; take ddim or another sampler.")
         if sampler == "pndm" and self._is_plain(spacing, sampler):
@@ -205,6 +213,42 @@ class Schedule:
             options=options,
             both=both,
             log_sigmas=_log(table),
+        )
+
+    def _edm_plan(
+        self, steps: int, spacing: str, sampler: str, strength: float, part: tuple[float, float], both: bool
+    ) -> Plan:
+        """The plan for a model that knows no timesteps: levels along a curve over all that it was trained on."""
+        name = self._option("sigma_schedule", "") if spacing == "model" else spacing
+        if name not in ("karras", "exponential"):
+            raise UserError(
+                f"The spacing {spacing} is made for timesteps, which this model does not know (it was trained on EDM's "
+                f"noise levels); take karras or exponential."
+            )
+        if sampler == "pndm" or _HABITS[sampler].distilled:
+            raise UserError(
+                f"{sampler} steps from timestep to timestep, which this model does not know (it was trained on EDM's "
+                f"noise levels); take {self.config.sampler} or another."
+            )
+        if part != (0.0, 1.0):
+            raise UserError("A model that was trained on EDM's noise levels has no timesteps to share with a refiner.")
+        low, high = self._option("sigma_min", 0.0), self._option("sigma_max", 0.0)
+        rho = self._option("rho", 7.0)
+        curve = _karras(high, low, steps, rho) if name == "karras" else _CURVES[name](high, low, steps)
+        sigmas = curve.astype(np.float32).astype(np.float64).tolist()
+        begin = _begin(steps, strength)
+        full = [*sigmas, low if self._option("final_sigmas_type", "zero") == "sigma_min" and sigmas[-1] > low else 0.0]
+        options = self._options(sampler, full, sigmas, np.array([low, high]), steps, begin, name)
+        levels = full[begin:]
+        return Plan(
+            sigmas=levels,
+            timesteps=[math.log(sigma) / 4 for sigma in levels[:-1]],
+            start_scale=math.sqrt(sigmas[0] ** 2 + 1),  # diffusers' init_noise_sigma
+            end_scale=1.0,
+            prediction=self.config.prediction,
+            options=options,
+            both=both,
+            sigma_data=self.config.sigma_data,
         )
 
     # What every plan needs.
@@ -521,9 +565,9 @@ def _begin(steps: int, strength: float) -> int:
     return max(steps - min(int(steps * strength), steps), 0)
 
 
-def _karras(high: float, low: float, steps: int) -> np.ndarray:
-    """Karras et al. 2022 (https://arxiv.org/abs/2206.00364), eq. 5 with rho = 7."""
-    return (high ** (1 / 7) + np.linspace(0, 1, steps) * (low ** (1 / 7) - high ** (1 / 7))) ** 7
+def _karras(high: float, low: float, steps: int, rho: float = 7) -> np.ndarray:
+    """Karras et al. 2022 (https://arxiv.org/abs/2206.00364), eq. 5."""
+    return (high ** (1 / rho) + np.linspace(0, 1, steps) * (low ** (1 / rho) - high ** (1 / rho))) ** rho
 
 
 def _exponential(high: float, low: float, steps: int) -> np.ndarray:

@@ -196,10 +196,9 @@ def test_other_programs_shapes_of_linear_maps_are_understood(pipes, tmp_path):
 def test_marks_of_what_would_be_drawn_wrong_are_refused(pipes, tmp_path):
     state = single_files.original(pipes["sdxl-inpaint"])
     unet = "model.diffusion_model."
-    for name, said in (("edm_vpred.sigma_max", "EDM"), (unet + "scaled_fp8", "float8"),
-                       (unet + "out.2.scale_weight", "float8")):  # fmt: skip
-        path = single_files.write({**state, name: torch.zeros(1)}, tmp_path / "m.safetensors")
-        with pytest.raises(UserError, match=said):
+    for name in ("scaled_fp8", "out.2.scale_weight"):
+        path = single_files.write({**state, unet + name: torch.zeros(1)}, tmp_path / "m.safetensors")
+        with pytest.raises(UserError, match="float8"):
             view(path, Wish(family="sdxl"))
 
 

@@ -272,14 +272,14 @@ class MlxModel:
         with _little_cache():
             mean, deviation = self._vae.encode(pixels)
             mx.eval(mean, deviation)
-        shift = config.shift_factor or 0.0
-        return (mean - shift) * config.scaling_factor, deviation * config.scaling_factor
+        offset, scale = _channels(config.offset), _channels(config.scale)
+        return (mean - offset) * scale, deviation * scale
 
     def decode(self, latent: mx.array) -> mx.array:
         """Pixels of a latent of the U-Net's scale."""
         config = self.manifest.vae
         with _little_cache():
-            pixels = self._vae.decode(latent / config.scaling_factor + (config.shift_factor or 0.0))
+            pixels = self._vae.decode(latent / _channels(config.scale) + _channels(config.offset))
             mx.eval(pixels)
         return pixels
 
@@ -313,6 +313,11 @@ class MlxModel:
         self._texts, self._classes, self._rescaler = [], None, None
         self._unet = self._vae = self.weights = None  # type: ignore[assignment]
         mx.clear_cache()
+
+
+def _channels(numbers: float | tuple[float, ...]) -> float | mx.array:
+    """One number for all channels as it is, one for each as what is broadcast over them."""
+    return numbers if isinstance(numbers, float | int) else mx.array(numbers)
 
 
 @contextmanager

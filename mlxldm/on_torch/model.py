@@ -258,16 +258,21 @@ class TorchModel:
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         vae, config = self._vae, self.manifest.vae
+        offset, scale = (self._channels(numbers) for numbers in (config.offset, config.scale))
         with self._here():
             moments = vae.encoder(_nchw(pixels, _dtype_of(vae)))
             if vae.quant_conv is not None:
                 moments = vae.quant_conv(moments)
         if isinstance(config, VqConfig):
-            latent = _nhwc(moments) * config.scaling_factor
+            latent = _nhwc(moments) * scale
             return latent, torch.zeros_like(latent)
         mean, log_variance = _nhwc(moments).chunk(2, dim=-1)
         std = torch.exp(0.5 * log_variance.clamp(-30, 20))  # the clamp is the training code's
-        return (mean - (config.shift_factor or 0.0)) * config.scaling_factor, std * config.scaling_factor
+        return (mean - offset) * scale, std * scale
+
+    def _channels(self, numbers: float | tuple[float, ...]) -> float | Tensor:
+        """One number for all channels as it is, one for each as what is broadcast over them."""
+        return numbers if isinstance(numbers, float | int) else torch.tensor(numbers, device=self.device)
 
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
@@ -281,7 +286,7 @@ class TorchModel:
     def _decode(self, latent: Tensor) -> Tensor:
         vae, config = self._vae, self.manifest.vae
         with self._here():
-            latent = latent / config.scaling_factor + (config.shift_factor or 0.0)
+            latent = latent / self._channels(config.scale) + self._channels(config.offset)
             if isinstance(config, VqConfig):
                 latent = nearest(latent, vae.quantize.embedding.weight.float())
             z = _nchw(latent, _dtype_of(vae))

@@ -42,7 +42,9 @@ class Edit(Task):
         self.text = self.read_prompts()
         self.plain = self.script.negative() if self.script.guided else None
         mean, _ = self.encode(inputs.image)
-        self.kept = mean * (1 / model.manifest.vae.scaling_factor)  # as trained: the latents without their scale
+        # As trained: the latents without their scale, but with it in the one edit model of EDM's levels (CosXL Edit).
+        plain = model.manifest.schedule.sigma_data is None
+        self.kept = mean * (1 / model.manifest.vae.scaling_factor) if plain else mean
 
     def start(self, draw: Draws) -> Start:
         keep = self.job.image_guidance

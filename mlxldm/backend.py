@@ -6,7 +6,7 @@ import importlib.util
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -265,14 +265,15 @@ def devices(facts: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys([facts.get("device", "cpu"), *facts.get("devices", ()), "cpu"]))
 
 
-def available() -> list[dict[str, Any]]:
-    """One dict a backend for `mlxldm backends`: name, ready, and its probe's facts or, not ready, a note what to do.
+def available(names: Iterable[str] = BACKENDS) -> list[dict[str, Any]]:
+    """One dict a backend, for `mlxldm backends`: name, ready, and its probe's facts or, not ready, a note what to do.
 
+    Each is imported for that, which takes seconds for torch: who has chosen one asks for that one only.
     A probe (`on_mlx.probe`, `on_torch.probe`) says at least version and device (its own first choice), and what it can
     of: devices, device_name, memory (bytes), blas, fast (False: this CPU is used badly) and note (then: what helps).
     """
     rows: list[dict[str, Any]] = []
-    for name in BACKENDS:
+    for name in names:
         missing = _missing(name)
         if missing:
             rows.append({"name": name, "ready": False, "note": missing})

@@ -90,7 +90,7 @@ class Worker:
         except UserError as error:
             self.send("error", id=None, kind="wish", message=str(error), details=None)
             return 2
-        facts = next((row for row in backend.available() if row["name"] == choice.backend), {})
+        (facts,) = backend.available((choice.backend,))
         self.send(
             "ready",
             protocol=PROTOCOL,

@@ -218,6 +218,21 @@ def test_closing_stdin_ends_it_at_once_and_kill_leaves_nothing(home, tmp_path):
             pass
 
 
+LOADED = """
+import sys
+from mlxldm.worker import run
+run(backend="mlx", device="cpu")
+print("loaded:", *(name for name in ("mlx", "torch", "transformers") if name in sys.modules), file=sys.stderr)
+"""
+
+
+def test_it_loads_the_backend_that_draws_and_no_other(home):
+    with Client(code=LOADED) as worker:
+        worker.generate("j", JOB)
+        assert worker.until("j")[-1]["ev"] == "done"
+    assert worker.errors.split(b"loaded:")[-1].split() == [b"mlx"]
+
+
 STRANGE = """
 import sys, os
 import numpy as np

@@ -92,7 +92,7 @@ COMMANDS: tuple[Command | str, ...] = (
     Command("gallery", "&View", "&Gallery and Queue", ("Ctrl+3",), checkable=True),
     Command("only_picture", "&View", "Only the Pict&ure", ("Ctrl+0",)),
     Command("settings_shown", "&View", "&Settings", ("Ctrl+2",), checkable=True),
-    Command("advanced_shown", "&View", "Ad&vanced Settings", ("Ctrl+Shift+2",), checkable=True),
+    Command("advanced_shown", "&View", "Ad&vanced Settings", ("Ctrl+Alt+2",), checkable=True),
     "&View",
     Command("full_screen", "&View", "F&ull Screen", (Key.FullScreen,)),
     Command("shortcuts", "&Help", "&Keyboard Shortcuts", ("Ctrl+?", "Ctrl+/")),

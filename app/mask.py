@@ -300,6 +300,8 @@ class MaskPainter(Easel):
     def show_picture(self, picture: QImage, key: str) -> None:
         """Show a picture with its own mask: the one it had when it was shown under this name before."""
         self.layer.end()
+        for name in [name for name, mask in self._layers.items() if name != key and not mask.history.count()]:
+            self._layers.pop(name).deleteLater()  # never painted on
         self.layer = self._layers.get(key) or self.layer
         if key not in self._layers or self.layer.image.size() != picture.size():
             self.layer = self._layers[key] = Mask(picture.size(), self)

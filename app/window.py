@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import random
 import shutil
@@ -349,6 +350,8 @@ class Window(QMainWindow):
         kept = self._keep_input(self.shown.path)
         if kept is not None:
             width, height = (side * UPSCALE // 8 * 8 for side in (self.shown.width, self.shown.height))
+            if int((job.steps or self._model_of(job).steps) * UPSCALE_STRENGTH) < 1:
+                job = job.replace(steps=math.ceil(1 / UPSCALE_STRENGTH))  # one is left
             job = job.replace(**dict.fromkeys((*MASKED, "hires", "hires_strength", "hires_steps")))
             self._add(job.replace(image=kept, strength=UPSCALE_STRENGTH, width=width, height=height))
 
@@ -427,13 +430,15 @@ class Window(QMainWindow):
         """Start from a picture; one step that can be undone."""
         kept = self._keep_input(path)
         if kept is not None:
+            self._start_is_meant = True
             job, mask = self.panel.job(), self.inpaint.mask_for(kept)
+            if kept == job.image:
+                return  # with its mask, as it is
             strength = job.strength
             if strength is None or strength in STRENGTHS:
                 strength = self.panel.usual_strength(mask is not None, False)
             job = job.replace(**{**dict.fromkeys(MASKED), "mask": mask})
             self.panel.restore(job.replace(image=kept, width=None, height=None, strength=strength), "Start picture")
-            self._start_is_meant = True
 
     def _keep_input(self, path: str) -> str | None:
         """A copy of a picture as PNG, so that a job that waits still has it tomorrow."""
@@ -621,6 +626,7 @@ class Window(QMainWindow):
             if self._wanted is not None:  # what was remembered, now that its model can be shown
                 job, self._wanted = self._wanted, None
                 self.panel.show_job(job)
+                self._start_is_meant = self.panel.image is not None
 
     def _ask(self, job: Job) -> None:
         """How long this takes, how much memory, how many words: asked without its pictures, which change none of it."""
@@ -744,6 +750,7 @@ class Window(QMainWindow):
     def do_live(self) -> None:
         """Back to the picture that is being made."""
         self._following = True
+        self.leave()
         self.viewer.canvas.show_live_in_place(True)
 
     def _progress(self) -> None:
@@ -1061,7 +1068,7 @@ class Window(QMainWindow):
             self._large = (not self.panel.isHidden(), not self.side.isHidden())
             self.panel.hide()
             self.side.hide()
-            self.viewer.canvas.setFocus()
+            (self._easel or self.viewer.canvas).setFocus()
         else:
             left, right = self._large
             self._large = None

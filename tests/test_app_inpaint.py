@@ -11,7 +11,7 @@ from conftest import needs_mlx
 from PySide6.QtCore import QPointF, Qt
 from PySide6.QtGui import QImage
 from PySide6.QtTest import QTest
-from test_app_window import CONTROL, SHIFT, drawn, files, opened, place, press  # noqa: F401
+from test_app_window import ALT, CONTROL, SHIFT, drawn, files, opened, place, press  # noqa: F401
 
 from mlxldm.job import Job
 from mlxldm_app import pictures
@@ -194,6 +194,50 @@ def test_a_mask_waits_until_tomorrow(shown):
     window.queue.resume()
     until(lambda: not window.queue.waiting and not window.queue.state.busy)
     assert window.queue.state is State.IDLE
+
+
+def test_a_mask_is_there_after_a_restart_and_its_picture_comes_first(shown, opened):  # noqa: F811
+    window = shown
+    window.panel.prompt.replace("fine")
+    window._select(2)
+    window.do_mask()
+    dab(window)
+    painted, image = window.inpaint.painter.layer.png(), window.panel.image
+    window.close()
+    again = opened()
+    until(lambda: again.panel.image == image and again.shown is not None)
+    assert Path(again.panel.job().mask).read_bytes() == painted
+    again.do_mask()  # and not the picture that is shown
+    assert again.panel.image == image and again.inpaint.painter.layer.png() == painted
+
+
+def test_the_keys_of_the_other_ways_to_go_on_from_a_picture(shown):
+    window = shown
+    window.side.grid.setFocus()
+    for key, modifiers in ((KEY.Key_V, (CONTROL, ALT)), (KEY.Key_U, (CONTROL,)), (KEY.Key_U, (CONTROL, SHIFT))):
+        press(window, key, *modifiers)
+    varied, upscaled, enlarged = (entry.job for entry in window.queue.waiting)
+    assert varied.variation and (upscaled.width, upscaled.height) == (128, 96) and enlarged.model == "upscaler-x4"
+    assert upscaled.steps == varied.steps == 7
+    window.history.record = lambda _: {"job": {"prompt": "fine", "seed": 1, "steps": 1}}  # of a quick model
+    window.do_upscale()
+    assert window.queue.waiting[-1].job.steps == 3  # a third of which is one
+    press(window, KEY.Key_O, CONTROL, SHIFT)
+    assert window.panel.job().strength == 0.6 and window.panel.image == upscaled.image
+    assert not window.panel.advanced.body.isVisible()
+    press(window, KEY.Key_2, CONTROL, ALT)
+    assert window.panel.advanced.body.isVisible()
+
+
+def test_pictures_that_were_only_looked_at_keep_no_mask(shown):
+    window = shown
+    for row in (0, 1, 2):
+        window._select(row)
+        window.do_mask()
+        if row == 1:
+            dab(window)
+    painter = window.inpaint.painter
+    assert len(painter._layers) == 2 and painter.kept(window.panel.image) is painter.layer
 
 
 def test_what_a_model_cannot_do_with_a_mask_is_not_shown(shown):

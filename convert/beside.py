@@ -70,7 +70,7 @@ def beside(path: Path, model: Model | None = None) -> Adapter | Inversion | None
 
 
 def called(path: Path) -> dict[str, Any]:
-    """`what` a file is by its names, and what it says of its use; nothing where it is no adapter.
+    """`what` a file is by its names, and what it says of its use and of itself; nothing where it is no adapter.
 
     For one that fits no family: it may be for a model of nobody's widths.
     """
@@ -80,7 +80,14 @@ def called(path: Path) -> dict[str, Any]:
         return {}
     try:
         what = kind_of(file)
-        return {} if what is None else {"what": what, **(hints(file) if what == "LoRA" else {"words": [path.stem]})}
+        if what is None:
+            return {}
+        told = hints(file) if what == "LoRA" else {"words": [path.stem]}
+        try:
+            token = None if what == "LoRA" else adapters.inversion(file).token
+        except UserError:  # of other widths
+            token = None
+        return {"what": what, **told, **_marks(file, token)}
     finally:
         file.close()
 
@@ -130,10 +137,17 @@ def about(found: Adapter | Inversion) -> dict[str, Any]:
     if isinstance(found, Adapter):
         told = hints(found.file)
         words = [*told["words"], *(one.token for one in found.inversions)]
-        return {**said, "what": "LoRA", **found.report(), "weight": told["weight"], "words": words}
+        return {**said, "what": "LoRA", **found.report(), "weight": told["weight"], "words": words,
+                **_marks(found.file, None)}  # fmt: skip
     vectors = {part: list(shape) for part, shape in found.shapes.items()}
     return {**said, "what": "textual inversion", "name": path.name, "token": found.token, "base": found.base,
-            "vectors": vectors, "words": list(found.names)}  # fmt: skip
+            "vectors": vectors, "words": list(found.names), **_marks(found.file, found.token)}  # fmt: skip
+
+
+def _marks(file: Source, token: str | None) -> dict[str, Any]:
+    """By what other programs know it: the `names` it gives itself, and the `sha256` of its numbers, if it says one."""
+    name = file.metadata.get("ss_output_name") if token is None else token
+    return {"names": [name] if name else [], "sha256": file.metadata.get("sshs_model_hash")}
 
 
 def copy(found: Adapter | Inversion, dst: str | os.PathLike[str]) -> Path:

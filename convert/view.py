@@ -43,7 +43,9 @@ def look(path: Path) -> dict[str, Any]:
 
     `state` is "ready" for a model, "part", "LoRA" or "textual inversion" for what goes into one, or "no" with `why` in
     a sentence for what cannot be used. LoRAs and textual inversions have `what` they are, also where they cannot be
-    used, the `words` that call them, and LoRAs the `weight` that they are meant with, if their file says one.
+    used, the `words` that call them, and LoRAs the `weight` that they are meant with, if their file says one; and the
+    `names` by which they are known beside their file's, and what their trainer wrote down as the `sha256` of their
+    numbers.
     """
     nothing = {"kind": None, "family": None, "prediction": None, "dtypes": None, "bytes": None}
     try:
@@ -75,7 +77,7 @@ def look(path: Path) -> dict[str, Any]:
             "dtypes": " ".join(sorted({tensor.dtype for tensor in found.file.tensors.values()})),
             "bytes": said["bytes"],
             "state": said["what"],
-            **{key: said[key] for key in ("what", "words", "weight") if key in said},
+            **{key: said[key] for key in ("what", "words", "weight", "names", "sha256") if key in said},
         }
     finally:
         found.file.close()

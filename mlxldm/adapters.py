@@ -6,8 +6,8 @@ backend puts their changes into its weights. Both use the one mathematics here, 
 only, so that it runs on NumPy, MLX and torch arrays.
 
 A weight W (out, in) becomes W + Σ strength * change. Every change is that of the model's own weight, so that the order
-of adapters does not matter, DoRA's and IA3's included. A convolution's weight (out, height, width, in) counts as the
-matrix (out, height * width * in).
+of adapters does not matter, DoRA's and IA3's included, and strengths of the same one twice add up. A convolution's
+weight (out, height, width, in) counts as the matrix (out, height * width * in).
 
 Sources: Hu et al. 2021, https://arxiv.org/abs/2106.09685 (LoRA); https://github.com/KohakuBlueleaf/LyCORIS (LoCon,
 LoHa, LoKr, IA3); Liu et al. 2024, https://arxiv.org/abs/2402.09353 (DoRA); Gal et al. 2022,
@@ -28,7 +28,9 @@ import numpy as np
 
 from .config import ClipTextConfig, UNetConfig
 from .errors import UserError
+from .prompt import networks, written
 from .tensors import Tensor, shown, to_bfloat16
+from .wildcards import tellings
 
 if TYPE_CHECKING:
     from .backend import Model
@@ -212,11 +214,19 @@ class Wish:
     text_strength: float | None = None  # None: the same
     blocks: tuple[float, ...] | None = None  # of the form of LBW
 
+    def tag(self, name: str) -> str:
+        """What asks for it in a prompt of A1111's, where it is called `name`; `prompt.Network.lora` is the way back."""
+        numbers = [self.strength if self.text_strength is None else self.text_strength, self.strength]
+        said = [written(number) for number in numbers[: 1 + (numbers[0] != numbers[1])]]
+        blocks = [] if self.blocks is None else ["lbw=" + ",".join(map(written, self.blocks))]
+        return f"<lora:{':'.join([name, *said, *blocks])}>"
+
 
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
 WISH = re.compile(rf"([^:].*?)(?::({NUMBER}))?(?::({NUMBER}))?(?::lbw=([^:]*))?", re.DOTALL)
 # The names of U-Net blocks in the order of sd-webui-lora-block-weight, by how many numbers there are: Stable Diffusion
-# without and with the blocks that have no attention, then XL's. BASE is what lies in no block, and the text encoders.
+# without and with the blocks that have no attention, then XL's. As there, any of the four lists goes with any model,
+# BASE is the text encoders, a block that a list does not name counts nothing, and what lies in no block counts whole.
 _ALL = (*(f"IN{i:02}" for i in range(12)), "M00", *(f"OUT{i:02}" for i in range(12)))
 _XL = (*(f"IN{i:02}" for i in range(9)), "M00", *(f"OUT{i:02}" for i in range(9)))
 LBW = {
@@ -247,8 +257,14 @@ def wish(text: str) -> Wish:
     return Wish(name, 1.0 if numbers[0] is None else numbers[0], numbers[1], blocks)
 
 
-def block(module: str, layers: Sequence[int]) -> str:
-    """The block of the original U-Net that a module of diffusers' lies in: "IN04", "M00", "OUT11", else "BASE".
+def asked(job: Job) -> tuple[str, ...]:
+    """The LoRAs of one picture, whose choices are made, as a job has them: its own, then those in its prompts."""
+    texts = [text for text in (job.prompt, job.prompt_2) if text is not None]
+    return job.loras + tuple(network.lora() for text in texts for network in networks(text)[1])
+
+
+def block(module: str, layers: Sequence[int]) -> str | None:
+    """The block of the original U-Net that a module of diffusers' lies in: "IN04", "M00", "OUT11"; None: in no block.
 
     layers: how many residual blocks each level of the way down has.
     """
@@ -258,7 +274,7 @@ def block(module: str, layers: Sequence[int]) -> str:
         return "IN00"
     match = re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.", module)
     if match is None:
-        return "BASE"
+        return None
     level, index = int(match[2]), int(match[4])
     if match[1] == "down":  # each level ends with a downsampler in a block of its own
         index = layers[level] if match[3] == "downsamplers" else index
@@ -291,10 +307,22 @@ class Word:
 
 @dataclass(frozen=True)
 class Adapters:
-    """All that a job puts on a model."""
+    """All that a job puts on a model; not every one of its pictures need wear all of it."""
 
     worn: tuple[Worn, ...] = ()
     words: tuple[Word, ...] = ()
+
+    def of(self, job: Job) -> Adapters:
+        """What one picture wears, whose job has its choices made. Raises UserError for a LoRA that is not here."""
+        here = {one.text: one for one in self.worn}
+        texts = asked(job)
+        for text in texts:
+            if text not in here:
+                raise UserError(
+                    f"The job has the LoRA {shown(text)!r}, and generate was not given it: "
+                    f"adapters=mlxldm.adapters.worn(job, model.manifest, mlxldm_convert.adapter)."
+                )
+        return dataclasses.replace(self, worn=tuple(here[text] for text in texts))
 
     def changes(self) -> dict[Key, list[Strong]]:
         """What changes in each module; what counts nothing is left out."""
@@ -317,51 +345,47 @@ def changeable(manifest: Manifest) -> dict[str, Any]:
 
 
 def worn(job: Job, manifest: Manifest, find: Find) -> Adapters:
-    """The adapters of a job, found, read and checked against the model; nothing of the model is loaded for it.
+    """The adapters of all of a job's pictures, found, read and checked against the model, which is not loaded for it.
 
+    Those in the prompts are among them, so the job's seed must be known where its prompts leave something to choose.
     Raises UserError for one that is not here, is damaged, is for another model, or changes nothing.
     """
     parts = changeable(manifest)
-    if job.loras and not parts:
-        raise UserError(f"{manifest.name} is of a kind that no LoRA is made for: leave {job.loras[0]!r} out.")
-    loras: list[Worn] = []
+    first, *others = map(asked, tellings(job))
+    texts = [*first, *dict.fromkeys(text for other in others for text in other if text not in first)]
+    if texts and not parts:
+        raise UserError(f"{manifest.name} is of a kind that no LoRA is made for: leave {texts[0]!r} out.")
+    wishes = {text: wish(text) for text in texts}
+    files: dict[str, Adapter] = {}
     inversions: list[Inversion] = []
-    for text in job.loras:
-        asked = wish(text)
-        found = find(asked.name, parts)
+    for name in dict.fromkeys(one.name for one in wishes.values()):
+        found = find(name, parts)
         if isinstance(found, Inversion):
-            raise UserError(f"{shown(asked.name)} is a textual inversion and no LoRA: give it with --embedding.")
-        loras.append(_worn(text, asked, found, parts))
+            raise UserError(f"{shown(name)} is a textual inversion and no LoRA: give it with --embedding.")
+        files[name] = found
         inversions += found.inversions
     for name in job.embeddings:
         found = find(name, parts)
         if not isinstance(found, Inversion):
             raise UserError(f"{shown(name)} is a LoRA and no textual inversion: give it with --lora.")
         inversions.append(found)
-    return Adapters(tuple(loras), tuple(_word(one, parts, manifest.name) for one in inversions))
+    loras = {text: _worn(text, wanted, files[wanted.name], parts) for text, wanted in wishes.items()}
+    words = tuple(_word(one, parts, manifest.name) for one in inversions)
+    return Adapters(tuple(loras[text] for text in texts), words)
 
 
-def _worn(text: str, asked: Wish, adapter: Adapter, parts: Parts) -> Worn:
+def _worn(text: str, wanted: Wish, adapter: Adapter, parts: Parts) -> Worn:
     if all(change.empty for change in adapter.changes.values()):
         raise UserError(f"{shown(adapter.name)} changes nothing: all its numbers are zero.")
-    by_block: Mapping[str, float] = {}
-    if asked.blocks is not None:
-        names = LBW[len(asked.blocks)]
-        if (len(names) in (12, 20)) != ("text_2" in parts):
-            raise UserError(
-                f"The LoRA {shown(text)!r} has {len(names)} weights for blocks; this model takes "
-                f"{'12 or 20' if 'text_2' in parts else '17 or 26'}."
-            )
-        by_block = dict(zip(names, asked.blocks, strict=True))
-    text_strength = asked.strength if asked.text_strength is None else asked.text_strength
+    by_block = None if wanted.blocks is None else dict(zip(LBW[len(wanted.blocks)], wanted.blocks, strict=True))
+    text_strength = wanted.strength if wanted.text_strength is None else wanted.text_strength
     strengths = {}
     for part, module in adapter.changes:
-        if part != "denoiser":
-            strengths[part, module] = text_strength * by_block.get("BASE", 1.0)
-        elif by_block:  # a block without a number counts nothing
-            strengths[part, module] = asked.strength * by_block.get(block(module, _layers(parts[part])), 0.0)
-        else:
-            strengths[part, module] = asked.strength
+        strength = wanted.strength if part == "denoiser" else text_strength
+        if by_block is not None:
+            place = block(module, _layers(parts[part])) if part == "denoiser" else "BASE"
+            strength *= 1.0 if place is None else by_block.get(place, 0.0)
+        strengths[part, module] = strength
     return Worn(text, adapter, strengths)
 
 

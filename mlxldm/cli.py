@@ -130,6 +130,7 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
     tokens.add_argument("--model", metavar="MODEL", help="whose tokens; default: the embedded model, scenes")
     tokens.add_argument("--prompt-2", metavar="TEXT", help="what a second text encoder reads instead (SDXL)")
     _words(tokens)
+    _embedding_argument(tokens)
     tokens.add_argument("--steps", type=whole, metavar="N", help="what schedules count in; default: the model's")
     tokens.add_argument("--seed", type=whole, default=0, metavar="N", help="what choices are made from; default: 0")
     doctor = command("doctor", _doctor, "check with the embedded model that this machine computes right, and how fast")
@@ -151,6 +152,12 @@ def _adapter_arguments(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--lora", action="append", dest="loras", metavar="NAME[:SCALE[:TEXT-SCALE]]",
                         help="a LoRA of any kind: name or file, how strongly (1 if not said); again for each; "
                         ":lbw=1,0,... at the end weighs the U-Net's blocks")  # fmt: skip
+
+
+def _embedding_argument(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--embedding", action="append", dest="embeddings", metavar="NAME|FILE",
+                        help="a textual inversion, whose name prompts may use; again for each (those in the folders "
+                        "that were added are found by their names)")  # fmt: skip
 
 
 def _json_flag(parser: argparse._ActionsContainer) -> None:
@@ -178,8 +185,7 @@ def _generate_arguments(parser: Parser) -> None:
     model.add_argument("--model", metavar="MODEL", help="name, folder or hub id; default: the embedded model, scenes")
     _where(model)
     _adapter_arguments(model)
-    model.add_argument("--embedding", action="append", dest="embeddings", metavar="NAME|FILE",
-                       help="a textual inversion, whose name prompts may then use; again for each")  # fmt: skip
+    _embedding_argument(model)
     model.add_argument("--memory", type=real, metavar="GB", help="how much may be used; default: what is free here")
     model.add_argument("--plan", action="store_true", help="say how much memory it will take, stage by stage, and stop")
     wish = parser.add_argument_group("picture")
@@ -268,16 +274,23 @@ def _generate(args: argparse.Namespace) -> int:
     choice = backend.choose(args.backend, args.device)
     folder = find(wish.model)
 
+    from mlxldm_convert import look
+
     from .adapters import Effect, worn
-    from .generate import Step, generate, resolve
+    from .generate import Step, generate, remarks, resolve, walks
     from .picture import check_writable, save_png
     from .plan import plan
+    from .recall import fingerprints, with_words
     from .tasks import task_of
 
     if args.prompt is None and args.job is None and "prompt" not in task_of(folder.manifest).LEAVES:
         raise UserError('What should be drawn? Give a prompt: mlxldm generate "a lighthouse at dusk".')
     second = None if wish.refiner is None else find(wish.refiner)
-    job = resolve(wish, folder.manifest, second.manifest if second else None)
+    refined = second.manifest if second else None
+    job = resolve(wish, folder.manifest, refined)
+    job = with_words(job, folder, find_adapter, look, walks(job, folder.manifest, refined))
+    for line in remarks(job):
+        say(line)
     adapters = worn(job, folder.manifest, find_adapter)
     memory = _memory(args.memory)
     if args.plan:
@@ -287,8 +300,8 @@ def _generate(args: argparse.Namespace) -> int:
         check_writable(path)
 
     bar = Bar()
-    done = []
-    done_to = None
+    done: list[dict[str, Any]] = []
+    told: list[dict[str, Any]] = []  # what adapters did
     try:
         bar.show("loading the model")
         model = backend.load(folder, choice.backend, choice.device, args.precision)
@@ -299,15 +312,17 @@ def _generate(args: argparse.Namespace) -> int:
         if short:
             say(short)
         made_by: dict[str, Any] = {"mlxldm": __version__, "backend": model.description}
+        if hashes := fingerprints(job, adapter_path, look):
+            made_by["hashes"] = hashes
         started = time.perf_counter()
         bar.show("reading the prompt")
         for event in generate(model, job, memory, refiner, adapters):
             if isinstance(event, Effect):
                 bar.clear()
-                for line in event.lines():
+                for line in event.lines() if event.to_json() not in told else ():
                     say(line)
-                done_to = event.to_json()
-                made_by |= {"adapters": done_to}
+                told.append(event.to_json())
+                made_by |= {"adapters": told[-1]}
                 continue
             if isinstance(event, Step):
                 several = f"picture {event.index + 1}/{job.count}, " if job.count > 1 else ""
@@ -317,6 +332,8 @@ def _generate(args: argparse.Namespace) -> int:
             save_png(path, event.pixels, event.job, made_by)
             bar.clear()
             done.append({"path": str(path), "seed": event.job.seed, "seconds": round(event.seconds, 3)})
+            if told and told[-1] != told[0]:
+                done[-1]["adapters"] = told[-1]
             if not args.json:
                 print(path, flush=True)
         seconds = time.perf_counter() - started
@@ -327,7 +344,7 @@ def _generate(args: argparse.Namespace) -> int:
             {
                 "pictures": done,
                 "job": job.to_json(),
-                "adapters": done_to,
+                "adapters": told[0] if told else None,
                 "backend": {"name": choice.backend, "device": choice.device, "why": choice.why},
                 "made_by": made_by,
                 "seconds": round(seconds, 3),
@@ -378,14 +395,25 @@ def _wish(args: argparse.Namespace) -> Job:
 
 def _recorded(path: str, given: dict[str, Any]) -> Job:
     """The job in a file, with what is `given` on top; of another program's picture, what cannot be done is said."""
+    from mlxldm_convert import look
+
     from . import store
+    from .job import Job
     from .picture import read_record
+    from .recall import recalled
+    from .wildcards import TEMPLATES
 
     record = read_record(path)
+    replaced = {name: getattr(Job(), name) for name in ("prompt", "prompt_2", "loras", "embeddings") if name in given}
+    record.job = record.job.replace(**replaced)
+    record.job, left = recalled(record, look, adapter_path)
+    record.left += left
     if "prompt" in given or "negative" in given:
-        given = {"template": None, "negative_template": None, **given}
+        given = {**dict.fromkeys(TEMPLATES.values()), **given}
     job = record.job.replace(**given)
     if record.program == "mlxldm":
+        if left:
+            say(f"{path}: {'; '.join(left)}")
         return job
     say(f"{path}: a job of {record.program}")
     if job.strength is not None and job.image is None:
@@ -427,7 +455,9 @@ def _number(job: Job) -> str:
 
 def _slug(prompt: str, longest: int = 48) -> str:
     """A file name's worth of the prompt: its letters and digits, whole words, hyphens between."""
-    words = "".join(letter if letter.isalnum() else " " for letter in prompt.lower()).split()
+    from .prompt import networks
+
+    words = "".join(letter if letter.isalnum() else " " for letter in networks(prompt)[0].lower()).split()
     name = words[0][:longest] if words else "picture"
     for word in words[1:]:
         if len(name) + 1 + len(word) > longest:
@@ -465,11 +495,11 @@ def find_adapter(name: str, parts: Mapping[str, Any]) -> Adapter | Inversion:
 
 def adapter_path(name: str) -> Path:
     """The file of the LoRA or textual inversion of that name."""
-    from mlxldm_convert import is_adapter
+    from mlxldm_convert import is_adapter, look
 
     from . import store
 
-    return store.locate_adapter(name, is_adapter)
+    return store.locate_adapter(name, look, is_adapter)
 
 
 def add(path: str) -> Path:
@@ -676,10 +706,14 @@ def describe(folder: Folder) -> dict[str, Any]:
 
 
 def _tokens(args: argparse.Namespace) -> int:
-    from .generate import check_words, chosen
+    from mlxldm_convert import look
+
+    from .generate import check_words
     from .job import Job
     from .prompt import Pass, Reader
+    from .recall import with_words, words_of
     from .tasks.script import lines
+    from .wildcards import chosen
 
     folder = find(args.model)
     reader = Reader(folder)
@@ -688,9 +722,12 @@ def _tokens(args: argparse.Namespace) -> int:
     steps = folder.manifest.defaults.steps if args.steps is None else args.steps
     if steps < 1:
         raise UserError(f"There are {steps} steps, but at least 1 is needed.")
-    wish = Job(args.prompt, prompt_2=args.prompt_2, emphasis=args.emphasis, seed=args.seed, wildcards=args.wildcards)
+    wish = Job(args.prompt, prompt_2=args.prompt_2, emphasis=args.emphasis, seed=args.seed, wildcards=args.wildcards,
+               embeddings=tuple(args.embeddings or ()))  # fmt: skip
     asked = check_words(wish, folder.manifest, [Pass(steps)])
-    job = chosen(wish)
+    job = with_words(chosen(wish), folder, find_adapter, look, [Pass(steps)])
+    words = words_of(job, folder.manifest, find_adapter)
+    reader.learn([(word.names, word.count) for word in words])
     told: dict[Any, list[int]] = {}
     for step, line in enumerate(lines(job, Pass(steps))[0], 1):
         told.setdefault(line, []).append(step)
@@ -699,11 +736,14 @@ def _tokens(args: argparse.Namespace) -> int:
         for line, at in told.items()
     ]
     if args.json:
-        taken = [str(network) for network in asked]
-        _print_json({"model": folder.manifest.name, "prompt": job.prompt, "taken_out": taken, "told": about})
+        taken, vectors = [str(network) for network in asked], {word.names[0]: word.count for word in words}
+        _print_json({"model": folder.manifest.name, "prompt": job.prompt, "taken_out": taken, "embeddings": vectors,
+                     "told": about})  # fmt: skip
         return 0
     for network in asked:
         print(f"taken out: {network}")
+    for word in words:
+        print(f"textual inversion: {word.names[0]}, {word.count} vector{'s' if word.count > 1 else ''}")
     for each in about:
         if len(about) > 1:
             print(f"at {_steps(each['steps'])} of {steps}:")

@@ -35,13 +35,11 @@ from .schedule import SPACINGS, Plan, Schedule
 from .tasks import Inputs, Refine, Task, task_of
 from .tasks.base import GUIDANCE, OPTIONAL, USUAL
 from .tasks.script import lines
-from .wildcards import Chooser, has_choices
+from .wildcards import PROMPTS, pictures, tellings
 
 if TYPE_CHECKING:
     from .backend import Model
     from .folder import Manifest
-
-PROMPTS = ("prompt", "negative", "prompt_2", "negative_2")
 
 
 @dataclass(frozen=True)
@@ -77,16 +75,19 @@ def generate(
 
     `memory`: bytes that may be used, by which the autoencoder works in tiles or not (`plan`); None: what there is.
     `refiner` is a second model that ends what the first begins, at the job's `refiner_start`.
-    `adapters` are the job's, found and read (`adapters.worn`); before all else comes the `Effect` that they have. The
-    model keeps them until its next job; a refiner has none.
+    `adapters` are the job's, found and read (`adapters.worn`); before all else comes the `Effect` that they have, and
+    again where a picture's prompt asks for others than the one before. The model keeps them until its next job; a
+    refiner has none.
     Raises `UserError` at once for a job the model cannot do (`resolve`). Stop by not asking for more.
     """
-    if adapters is None and (job.loras or job.embeddings):
+    if adapters is None and job.embeddings:
         raise UserError(
-            "The job has LoRAs or textual inversions, and generate was not given them: "
+            "The job has textual inversions, and generate was not given them: "
             "adapters=mlxldm.adapters.worn(job, model.manifest, mlxldm_convert.adapter)."
         )
     job = resolve(job, model.manifest, refiner.manifest if refiner else None)
+    for own in tellings(job):
+        (adapters or NONE).of(own)  # complains
     return _pictures(model, job, memory, refiner, adapters or NONE)
 
 
@@ -135,30 +136,26 @@ def resolve(job: Job, manifest: Manifest, refiner: Manifest | None = None) -> Jo
         )
     if sampler in CFGPP and not task.TAKES >= GUIDANCE:
         raise UserError(f"{sampler} is for models that are guided by words alone; {manifest.name} is none: take ddim.")
-    walks = _walks(job, manifest, refiner)  # complains where steps, spacing, sampler and strength do not fit together
-    for each, plan in walks:
+    planned = _walks(job, manifest, refiner)  # complains where steps, spacing, sampler, strength do not fit together
+    for each, plan in planned:
         _check_guidance(each, plan)
         _check_seamless(each, manifest)
     if job.masked:
         _check_mask(job, manifest)
-    for network in check_words(job, manifest, [plan.walk for _, plan in walks]):
-        raise UserError(f"The prompt asks for {network}, which this version does not draw with: leave it out.")
+    check_words(job, manifest, [plan.walk for _, plan in planned])
     return job
 
 
-def chosen(job: Job) -> Job:
-    """The job of one picture with the choices in its prompts made, from its seed; what they were is kept."""
-    texts = {name: text for name in PROMPTS if (text := getattr(job, name)) and has_choices(text)}
-    if not texts or job.template is not None or job.negative_template is not None:
-        return job
-    assert job.seed is not None
-    choose = Chooser(job.seed, job.wildcards)
-    return job.replace(
-        **{name: choose(text) for name, text in texts.items()},
-        wildcards=None,
-        template=job.prompt,
-        negative_template=job.negative if "negative" in texts else None,
-    )
+def walks(job: Job, manifest: Manifest, refiner: Manifest | None = None) -> list[Pass]:
+    """What schedules in a resolved job's prompts count in."""
+    return [plan.walk for _, plan in _walks(job, manifest, refiner)]
+
+
+def remarks(job: Job) -> list[str]:
+    """What a person should know of a resolved job before it is worked on, a sentence each."""
+    asked = [network for text in (job.negative, job.negative_2) for network in networks(text or "")[1]]
+    return [f"{network} in a negative prompt changes nothing: it is read as words there, as A1111's web UI does"
+            for network in dict.fromkeys(asked)]  # fmt: skip
 
 
 def _check_channels(task: type[Task], manifest: Manifest) -> None:
@@ -294,11 +291,8 @@ def check_words(job: Job, manifest: Manifest, walks: Sequence[Pass]) -> list[Net
             f"leave it out."
         )
     asked: dict[Network, None] = {}
-    for index in range(job.count):
-        own = chosen(job.numbered(index))
+    for own in tellings(job):
         asked |= dict.fromkeys(_check_prompts(own, walks))
-        if own.template is None:
-            break  # the others say the same
     return list(asked)
 
 
@@ -308,10 +302,10 @@ def _check_prompts(job: Job, walks: Sequence[Pass]) -> list[Network]:
         for words in {words for line in prompts for words, _ in line} | set(negatives):
             for text in (words.first, words.second):
                 weigh(text or "", job.emphasis or EMPHASES[0])
-    for text in (job.negative, job.negative_2):
-        for network in networks(text or "")[1]:
-            raise UserError(f"The negative prompt has {network}, but what changes the model belongs into the prompt.")
-    return [network for text in (job.prompt, job.prompt_2) for network in networks(text or "")[1]]
+    found = [network for text in (job.prompt, job.prompt_2) for network in networks(text or "")[1]]
+    for network in found:
+        wish(network.lora())  # complains
+    return found
 
 
 def _plan(job: Job, manifest: Manifest, refiner: Manifest | None = None) -> Plan:
@@ -376,17 +370,19 @@ def _passes(job: Job, manifest: Manifest) -> list[Job]:
 def _pictures(
     model: Model, job: Job, memory: int | None, refiner: Model | None, adapters: Adapters
 ) -> Iterator[Effect | Step | Picture]:
-    """The pictures of a resolved job."""
-    effect = put_on(model, adapters)
-    if adapters.worn or adapters.words:
-        yield effect
+    """The pictures of a resolved job, each with what it wears."""
     inputs, finish = _inputs(_passes(job, model.manifest)[0], model.manifest)
     task: Task | None = None
     last: Refine | None = None
+    wears: Adapters | None = None
     with _seamless(job.seamless, [model] if refiner is None else [model, refiner]):
-        for index in range(job.count):
+        for index, own in enumerate(pictures(job)):
+            if wears != (wanted := adapters.of(own)):
+                wears, task = wanted, None  # what the text encoders said before may not be so any more
+                effect = put_on(model, wears)
+                if wears != NONE or index:
+                    yield effect
             began = time.perf_counter()
-            own = chosen(job.numbered(index))
             (first, plan), *over = _walks(own, model.manifest, refiner.manifest if refiner else None)
             of = plan.steps + sum(again.steps for _, again in over)
             if task is None or any(getattr(own, name) != getattr(task.job, name) for name in PROMPTS):

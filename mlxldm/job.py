@@ -38,6 +38,8 @@ class Job:
     wildcards: str | None = None  # path of the folder with the files that __name__ in a prompt stands for a line of
     template: str | None = None  # what the prompt was before its choices were made; there are none to make then
     negative_template: str | None = None
+    template_2: str | None = None
+    negative_template_2: str | None = None
     seed: int | None = None  # None draws a fresh one; picture i of `count` has seed + i
     steps: int | None = None
     guidance: float | None = None

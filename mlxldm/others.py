@@ -16,9 +16,10 @@ from html import unescape
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
+from .adapters import wish
 from .errors import UserError
 from .job import Job, variation_of
-from .prompt import EMPHASES
+from .prompt import EMPHASES, networks, written
 
 LONGEST = 4 << 20  # letters of a text we read
 DEEPEST = 200  # nodes of a graph between a picture and its words
@@ -26,13 +27,15 @@ DEEPEST = 200  # nodes of a graph between a picture and its words
 
 @dataclass
 class Found:
-    """What a picture says of itself. Of another program's, the job's model is a name as that program wrote it."""
+    """What a picture says of itself. Of another program's, the job's model, LoRAs and textual inversions are names as
+    that program wrote them; `recall.recalled` finds the last two here."""
 
     program: str
     job: Job
     model_hash: str | None = None  # the beginning of a sha256, or A1111's short old one
     left: list[str] = field(default_factory=list)  # what was not understood, each in a few words
     made_by: dict[str, Any] = field(default_factory=dict)  # of ours: version and backend
+    hashes: dict[str, str] = field(default_factory=dict)  # of "lora:NAME" and "embed:NAME", the beginning of some
 
 
 def read(texts: Mapping[str, str]) -> Found | None:
@@ -60,6 +63,7 @@ class _Wish:
 
     def __init__(self, program: str):
         self.program, self.values, self.left = program, dict[str, Any](), list[str]()
+        self.hashes: dict[str, str] = {}
 
     def take(self, name: str, value: Any, kind: Callable[[Any], Any]) -> None:
         """`value` as the job's `name`; None and "" say nothing."""
@@ -76,6 +80,21 @@ class _Wish:
     def leave(self, what: str) -> None:
         self.left.append(what)
 
+    def lora(self, name: Any, weight: Any = 1, text_weight: Any = None) -> None:
+        """A LoRA that the job wears; `text_weight`: of the text encoders, None the same."""
+        try:
+            numbers = [float(one) for one in (weight, text_weight) if one is not None]
+            text = ":".join([stem(name).replace(":", ""), *map(written, numbers)])
+            wish(text)
+        except (TypeError, ValueError, OverflowError, UserError):
+            self.leave(f"LoRA {_short(stem(name))} at {_short(weight)}")
+            return
+        self.values["loras"] = (*self.values.get("loras", ()), text)
+
+    def word(self, name: str) -> None:
+        """A textual inversion that the prompts name."""
+        self.values["embeddings"] = tuple(dict.fromkeys((*self.values.get("embeddings", ()), name)))
+
     def found(self, model_hash: Any = None) -> Found:
         guidance = self.values.get("guidance", 0.0)
         if str(self.values.get("sampler")).endswith("_cfgpp") and guidance > 1:
@@ -86,7 +105,9 @@ class _Wish:
             self.leave(f"seed {seed}")
             del self.values["seed"]
         known = isinstance(model_hash, str) and re.fullmatch(r"[0-9a-fA-F]{8,64}", model_hash)
-        return Found(self.program, Job(**self.values), model_hash.lower() if known else None, self.left)
+        return Found(
+            self.program, Job(**self.values), model_hash.lower() if known else None, self.left, hashes=self.hashes
+        )
 
 
 def _whole(value: Any) -> int:
@@ -96,7 +117,7 @@ def _whole(value: Any) -> int:
     return int(value) if isinstance(value, int | str) and str(value).strip().lstrip("-").isdigit() else int(number)
 
 
-def _stem(value: Any) -> str:
+def stem(value: Any) -> str:
     """A model's name without folders (of either kind of system) and without an ending that checkpoints have."""
     name = PureWindowsPath(PurePosixPath(str(value)).name).name
     return re.sub(r"\.(safetensors|ckpt|pt|pth|bin|gguf)$", "", name, flags=re.IGNORECASE)
@@ -166,11 +187,15 @@ def a1111(text: str) -> Found | None:
         ("Seed", "seed", _whole),
         ("CFG scale", "guidance", float),
         ("Denoising strength", "strength", float),
-        ("Model", "model", _stem),
+        ("Model", "model", stem),
         ("Clip skip", "clip_skip", _whole),
         ("Emphasis", "emphasis", _emphasis),
         ("Template", "template", str),  # of the extension Dynamic Prompts
         ("Negative Template", "negative_template", str),
+        ("Template 2", "template_2", str),  # of ours, as the following
+        ("Negative Template 2", "negative_template_2", str),
+        ("Prompt 2", "prompt_2", str),
+        ("Negative prompt 2", "negative_2", str),
     ):
         wish.take(name, settings.pop(key, None), kind)
     width, _, height = settings.pop("Size", "").lower().partition("x")
@@ -200,11 +225,49 @@ def a1111(text: str) -> Found | None:
         wish.values["seamless"] = "both"
         del settings["Tiling"]
     model_hash = settings.pop("Model hash", None)
+    _networks(wish, settings)
     for key in ("Version", "Negative prompt", "VAE hash", "Created Date", "User"):
         settings.pop(key, None)
     for key, value in settings.items():
         wish.leave(f"{key} {_short(value)}")
     return wish.found(model_hash)
+
+
+def _networks(wish: _Wish, settings: dict[str, str]) -> None:
+    """The hashes of LoRAs and textual inversions, by the names in the prompt; and Civitai's list of what was used."""
+    for key, what in (("Lora hashes", "lora"), ("TI hashes", "embed")):
+        for pair in settings.pop(key, "").split(","):
+            name, _, digest = (part.strip() for part in pair.rpartition(":"))
+            if name:
+                wish.hashes[f"{what}:{name}"] = digest
+    for key, said in (_object(settings.pop("Hashes", "")) or {}).items():
+        if key.startswith(("lora:", "embed:")) and isinstance(said, str):
+            wish.hashes.setdefault(key, said)
+    for name in wish.hashes:
+        if name.startswith("embed:"):
+            wish.word(name.removeprefix("embed:"))
+    asked = {network.name for network in networks(wish.values["prompt"])[1]}
+    for item in _list(settings.pop("Civitai resources", "")):
+        kind, called = item.get("type"), item.get("modelName")
+        if not isinstance(called, str):
+            wish.leave(f"{_short(kind)} {_short(item.get('modelVersionId'))} of Civitai, which has no name")
+        elif kind == "checkpoint" and "model" not in wish.values:
+            wish.take("model", called, str)
+        elif kind in ("lora", "lycoris", "dora") and called not in asked:
+            wish.lora(called, item.get("weight", 1))
+        elif kind in ("embed", "textualinversion"):
+            wish.word(called)
+    if settings.get("Civitai metadata") == "{}":
+        del settings["Civitai metadata"]
+
+
+def _list(text: str) -> list[dict[str, Any]]:
+    """The objects in a text's list in JSON."""
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return []
+    return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []
 
 
 def _second_pass(wish: _Wish, settings: dict[str, str]) -> None:
@@ -258,6 +321,7 @@ def parse_parameters(text: str) -> tuple[str, str, dict[str, str]]:
 
 
 _SETTING = re.compile(r'\s*([^:,"]+):\s*("(?:[^"\\]|\\.)*"|[^,]*)(?:,|$)')
+_IN_JSON = re.compile(r'\s*([^:,"]+):\s*(?=[{\[])')
 
 
 def _settings(line: str) -> Iterator[tuple[str, str]]:
@@ -265,8 +329,14 @@ def _settings(line: str) -> Iterator[tuple[str, str]]:
     while match := _SETTING.match(line, at):
         if match.end() == at:
             return
-        at = match.end()
-        name, value = match[1].strip(), match[2].strip()
+        at, name, value = match.end(), match[1].strip(), match[2].strip()
+        if value.startswith(("{", "[")) and (inside := _IN_JSON.match(line, match.start())):
+            try:  # Civitai's have commas in them, and no quotes around
+                _, length = json.JSONDecoder().raw_decode(line[inside.end() :])
+                value, at = line[inside.end() : inside.end() + length], line.find(",", inside.end() + length) + 1
+                at = at or len(line)
+            except (ValueError, RecursionError):
+                pass
         if value.startswith('"'):
             try:
                 value = str(json.loads(value))
@@ -376,12 +446,17 @@ def comfy(text: str) -> Found | None:
             node = graph.link(guider, "conditioning")
         words = _words(graph, wish, node)
         if words:
-            wish.values[ours] = words
+            wish.values[ours] = _EMBEDDING.sub(r"\1", words)
+            for name in _EMBEDDING.findall(words):
+                wish.word(stem(name))
     _comfy_model(graph, wish, graph.link(sampler, "model") or graph.link(guider, "model"))
     _comfy_latent(graph, wish, graph.link(sampler, "latent_image"), graph.value(sampler, "denoise"))
     for kind in sorted({graph.kind(key) for key in graph.nodes if _changes_much(graph.kind(key))}):
         wish.leave(f"the node {_short(kind)}")
     return wish.found()
+
+
+_EMBEDDING = re.compile(r"embedding:([^\s,:()]+)")  # how its prompts name textual inversions
 
 
 def _samples(kind: str) -> bool:
@@ -422,11 +497,16 @@ def _comfy_model(graph: _Graph, wish: _Wish, node: str | None) -> None:
             return
         name = _first(graph, (node, "ckpt_name"), (node, "unet_name"), (node, "model_name"))
         if isinstance(name, str):
-            wish.take("model", name, _stem)
+            wish.take("model", name, stem)
             return
         lora = graph.value(node, "lora_name")
         if isinstance(lora, str):
-            wish.leave(f"LoRA {_short(_stem(lora))} at {_short(graph.value(node, 'strength_model'))}")
+            alone = "ModelOnly" in graph.kind(node)
+            weight, text_weight = graph.value(node, "strength_model"), graph.value(node, "strength_clip")
+            wish.lora(lora, 1 if weight is None else weight, 0 if alone else text_weight)
+        for row in graph.nodes[node]["inputs"].values():  # of rgthree's loader of several
+            if isinstance(row, dict) and row.get("on") is True and isinstance(row.get("lora"), str):
+                wish.lora(row["lora"], row.get("strength", 1), row.get("strengthTwo"))
         node = graph.link(node, "model")
 
 
@@ -483,16 +563,22 @@ def invoke(text: str) -> Found | None:
     if values.get("rand_device", "cpu") != "cpu":
         wish.values["noise"] = "nvidia"
     model = values.get("model")
+    if not (isinstance(model, dict) and str(model.get("base", "")).startswith("sdxl")):
+        skip = values.pop("clip_skip", None)  # how many layers are left out; of XL it reads the last but one anyway
+        wish.take("clip_skip", None if skip in (None, 0) else skip, lambda value: _whole(value) + 1)
     digest = None
     if isinstance(model, dict):
-        wish.take("model", model.get("name") or model.get("model_name"), _stem)
+        wish.take("model", model.get("name") or model.get("model_name"), stem)
         digest = str(model.get("hash") or "").removeprefix("sha256:")
     loras = values.get("loras")
     for lora in loras if isinstance(loras, list) else ():
         about = lora.get("model") or lora.get("lora") if isinstance(lora, dict) else None
         if isinstance(about, dict):
             called = about.get("name") or about.get("model_name")
-            wish.leave(f"LoRA {_short(called)} at {_short(lora.get('weight'))}")
+            wish.lora(called, lora.get("weight"))
+            digest = about.get("hash")
+            if isinstance(digest, str) and digest.startswith("sha256:"):
+                wish.hashes[f"lora:{stem(called)}"] = digest.removeprefix("sha256:")
     for key in ("controlnets", "ipAdapters", "t2iAdapters"):
         if values.get(key):
             wish.leave(key)
@@ -513,7 +599,7 @@ def mflux(text: str) -> Found | None:
     wish = _Wish("mflux")
     for key, kind in (
         ("prompt", str), ("seed", _whole), ("steps", _whole), ("guidance", float), ("width", _whole),
-        ("height", _whole), ("model", _stem),
+        ("height", _whole), ("model", stem),
     ):  # fmt: skip
         wish.take(key, values.get(key), kind)
     if values.get("negative_prompt"):
@@ -521,7 +607,7 @@ def mflux(text: str) -> Found | None:
     paths, scales = values.get("lora_paths") or (), values.get("lora_scales") or ()
     if isinstance(paths, list) and isinstance(scales, list | tuple):
         for i, path in enumerate(paths):
-            wish.leave(f"LoRA {_short(_stem(path))} at {_short(scales[i] if i < len(scales) else 1)}")
+            wish.lora(path, scales[i] if i < len(scales) else 1)
     if values.get("image_path"):
         wish.leave(f"start picture {_short(values['image_path'])}: give it with --image")
     wish.leave("its noise, which comes from MLX itself")
@@ -548,7 +634,7 @@ def draw_things(text: str) -> Found | None:
     wish = _Wish("Draw Things")
     for key, name, kind in (
         ("c", "prompt", str), ("uc", "negative", str), ("seed", "seed", _whole), ("steps", "steps", _whole),
-        ("scale", "guidance", float), ("model", "model", _stem),
+        ("scale", "guidance", float), ("model", "model", stem),
     ):  # fmt: skip
         wish.take(name, values.get(key), kind)
     width, _, height = str(values.get("size", "")).lower().partition("x")
@@ -560,7 +646,8 @@ def draw_things(text: str) -> Found | None:
     loras = values.get("lora")
     for lora in loras if isinstance(loras, list) else ():
         if isinstance(lora, dict):
-            wish.leave(f"LoRA {_short(lora.get('model'))} at {_short(lora.get('weight'))}")
+            # the name under which it takes files in, with what it did to them behind
+            wish.lora(re.sub(r"(_lora)?_(f16|f32|q[68]p)$", "", stem(lora.get("model") or "")), lora.get("weight"))
     return wish.found()
 
 

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import others
+from .adapters import wish
 from .errors import UserError
 from .job import Job, variation_of
-from .others import Found
+from .others import Found, stem
+from .prompt import networks
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -187,7 +189,16 @@ def _part_of(target: Path) -> Path:
 
 
 def parameters(job: Job, made_by: dict[str, Any] | None = None) -> str:
-    """The job as the text that A1111 puts into its PNGs: prompt, negative prompt, then one line of settings."""
+    """The job as the text that A1111 puts into its PNGs: prompt, negative prompt, then one line of settings.
+
+    LoRAs stand as tags in the prompt, there as here, behind it those that the job has beside it. `made_by` may have
+    their `hashes` (`recall.fingerprints`).
+    """
+    hashes: dict[str, str] = (made_by or {}).get("hashes") or {}
+    loras = [wish(text) for text in job.loras]
+    called = {lora.name: _named(stem(lora.name)) for lora in loras}
+    inside = [network for text in (job.prompt, job.prompt_2) for network in networks(text or "")[1]]
+    called |= {network.name: _named(network.name) for network in inside}
     strength = job.hires_strength if job.hires else job.strength
     settings = {
         "Steps": job.steps,
@@ -209,16 +220,33 @@ def parameters(job: Job, made_by: dict[str, Any] | None = None) -> str:
         "Tiling": "True" if job.seamless == "both" else None,
         "Clip skip": job.clip_skip,
         "Emphasis": "None" if job.emphasis == "none" else None,
+        "Prompt 2": _quoted(job.prompt_2) if job.prompt_2 else None,
+        "Negative prompt 2": _quoted(job.negative_2) if job.negative_2 else None,
         "Template": _quoted(job.template) if job.template else None,
         "Negative Template": _quoted(job.negative_template) if job.negative_template else None,
+        "Template 2": _quoted(job.template_2) if job.template_2 else None,
+        "Negative Template 2": _quoted(job.negative_template_2) if job.negative_template_2 else None,
+        "Lora hashes": _hashes("lora", called, hashes),
+        "TI hashes": _hashes("embed", {name: stem(name) for name in job.embeddings}, hashes),
         "RNG": {"torch-cpu": "CPU", "nvidia": "NV"}[job.noise],
         "Version": f"mlxldm {(made_by or {}).get('mlxldm', '')}".strip(),
     }
-    lines = [job.prompt]
+    lines = [" ".join([job.prompt, *(lora.tag(called[lora.name]) for lora in loras)])]
     if job.negative:
         lines.append(f"Negative prompt: {job.negative}")
     lines.append(", ".join(f"{name}: {value}" for name, value in settings.items() if value is not None))
     return "\n".join(lines)
+
+
+def _named(name: str) -> str:
+    """A LoRA's name as a tag can hold it."""
+    return "".join(letter for letter in name if letter not in ":,<>")
+
+
+def _hashes(kind: str, names: dict[str, str], hashes: dict[str, str]) -> str | None:
+    """ "NAME: HASH, ..." of those whose hash is known; `names` are theirs by what the job calls them."""
+    known = [f"{said}: {hashes[f'{kind}:{name}']}" for name, said in names.items() if f"{kind}:{name}" in hashes]
+    return _quoted(", ".join(known)) if known else None
 
 
 def _quoted(value: str) -> str:
@@ -272,7 +300,10 @@ def read_record(path: Pathlike) -> Found:
     if isinstance(data.get("job"), dict):  # a picture's chunk, or what `generate --json` printed
         data = data["job"]
     try:
-        return Found("mlxldm", Job.from_json(data), made_by=made_by if isinstance(made_by, dict) else {})
+        made_by = made_by if isinstance(made_by, dict) else {}
+        said = made_by.get("hashes")
+        hashes = {key: value for key, value in said.items() if isinstance(value, str)} if isinstance(said, dict) else {}
+        return Found("mlxldm", Job.from_json(data), made_by=made_by, hashes=hashes)
     except UserError as error:
         raise UserError(f"{file!r}: {error}") from None
 

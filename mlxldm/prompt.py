@@ -1,6 +1,6 @@
 """The language of prompts, as A1111's web UI made it common: from a text to the tokens and weights of each step.
 
-    networks   <lora:name:0.8>                  taken out of the text and handed over
+    networks   <lora:name:0.8>                  taken out of the prompt and handed over
     compose    a cat :1.2 AND a dog             several prompts that lead together
     schedule   [from:to:when]  [a|b]            the text of each step
     weigh      (word)  [word]  (word:1.3)       runs of text with their weights; BREAK
@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,9 @@ BACK = 20  # tokens by which a chunk may end early, behind its last comma
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Networks
+
+
+NETWORKS = ("lora", "lyco")  # the kinds that LoRAs are asked for by
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,41 @@ class Network:
         """How much of it in the text encoders: the first number, or 1."""
         return self._number("te", 1, 1.0)
 
+    def lora(self) -> str:
+        """As a job's text for a LoRA ("NAME:0.8:0.5", the U-Net's number first; `adapters.wish`).
+
+        A1111's order is the other one: <lora:NAME:te:unet>, or by name, te=, unet=; sd-webui-lora-block-weight's lbw=
+        is understood too. Raises UserError for what is no LoRA, and for what none here can do.
+        """
+        if self.kind not in NETWORKS:
+            what = "a hypernetwork" if self.kind == "hypernet" else "of a kind that is not known here"
+            raise UserError(f"The prompt has {self}, which is {what}: leave it out; <lora:NAME:0.8> is a LoRA.")
+        plain, named = self._arguments
+        blocks = named.get("lbw")
+        if blocks is None and len(plain) > 2 and "," in plain[2]:  # as it was written before there was lbw=
+            blocks, plain = plain[2], plain[:2]
+        more = [f"{key}=" for key in named if key not in ("te", "unet", "lbw")] + list(plain[3:])
+        if more:
+            raise UserError(
+                f"The prompt has {self}, whose {more[0]!r} is not known here: <lora:NAME:0.8:0.5> (text encoders, "
+                f"U-Net), te=, unet= and lbw= are."
+            )
+        weight, text_weight = (written(number) for number in (self.weight, self.text_weight))
+        text = f"{self.name}:{weight}" + (f":{text_weight}" if text_weight != weight else "")
+        return text if blocks is None else f"{text}:lbw={blocks.strip()}"
+
+    @property
+    def _arguments(self) -> tuple[tuple[str, ...], dict[str, str]]:
+        """Those by their place, the name first, and those with a key."""
+        name, *more = self.arguments
+        pairs = (argument.split("=", 1) for argument in more if "=" in argument)
+        plain = (name, *(argument for argument in more if "=" not in argument))
+        return plain, {key.strip(): value for key, value in pairs}
+
     def _number(self, key: str, place: int, otherwise: float) -> float:
         """The argument `key=...`, else the one that stands at `place` among those without a key."""
-        plain = [argument for argument in self.arguments if "=" not in argument]
-        named = dict(argument.split("=", 1) for argument in self.arguments if "=" in argument)
-        written = named.get(key, plain[place] if place < len(plain) else None)
+        plain, named = self._arguments
+        written = named.get(key, plain[place] if place < len(plain) and "," not in plain[place] else None)
         if written is None:
             return otherwise
         try:
@@ -77,6 +110,11 @@ class Network:
         return number
 
 
+def written(number: float) -> str:
+    """A number as people write it, without an exponent."""
+    return f"{number:.8f}".rstrip("0").rstrip(".")
+
+
 _NETWORK = re.compile(r"<(\w+):([^<>]+)>")
 
 
@@ -84,6 +122,19 @@ def networks(text: str) -> tuple[str, tuple[Network, ...]]:
     """`text` without its <kind:...>, and what these ask for."""
     found = tuple(Network(match[1].lower(), tuple(match[2].split(":"))) for match in _NETWORK.finditer(text))
     return _NETWORK.sub("", text), found
+
+
+def renamed(text: str, name: Callable[[Network], str | None]) -> str:
+    """`text` with each <kind:...> under another name, or without it where there is none."""
+
+    def other(match: re.Match[str]) -> str:
+        network = Network(match[1].lower(), tuple(match[2].split(":")))
+        called = name(network)
+        if called == network.name:
+            return match[0]
+        return "" if called is None else str(Network(network.kind, (called, *network.arguments[1:])))
+
+    return _NETWORK.sub(other, text)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -267,11 +318,11 @@ Line = tuple[tuple[Words, float], ...]  # the prompts that lead one step, with t
 def script(first: str, second: str | None, walk: Pass, composed: bool = True) -> list[Line]:
     """What a prompt says at each step of a walk, and the one for a second text encoder with it.
 
-    composed: AND parts prompts; in a negative prompt it is a word, as in A1111's.
+    composed: AND parts prompts, and <lora:...> asks for one; in a negative prompt both are words, as in A1111's.
     """
 
     def parts_of(text: str) -> list[Part]:
-        return compose(networks(text)[0]) if composed else [Part(networks(text)[0], 1.0)]
+        return compose(networks(text)[0]) if composed else [Part(text, 1.0)]
 
     parts = parts_of(first)
     texts: list[list[str]] = [schedule(part.text, walk) for part in parts]
@@ -370,7 +421,9 @@ class Chunk:
 
 
 def cut(runs: Sequence[Run], tokenizer: Tokenizer, length: int = 77) -> list[Chunk]:
-    """Chunks of `length` tokens. One that is full ends behind its last comma, if that is not far back."""
+    """Chunks of `length` tokens. One that is full ends behind its last comma, if that is not far back; the vectors of
+    a textual inversion stay together.
+    """
     room = length - 2
     chunks: list[list[tuple[int, float]]] = [[]]
     comma: int | None = None  # where the last one stands in the last chunk
@@ -386,6 +439,9 @@ def cut(runs: Sequence[Run], tokenizer: Tokenizer, length: int = 77) -> list[Chu
                 if token != tokenizer.comma and comma is not None and room - comma <= BACK:
                     stay = comma + 1
                 chunks[-1:] = [last[:stay], last[stay:]]
+                comma = None
+            if len(chunks[-1]) + tokenizer.vectors.get(token, 1) > room:
+                chunks.append([])
                 comma = None
             if token == tokenizer.comma:
                 comma = len(chunks[-1])

@@ -16,7 +16,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ Look = Callable[[Path], dict[str, Any]]
 
 CHECKPOINTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 DEPTH = 6  # folders below an added one
-LOOKS = 2  # of a checkpoint, by what is asked of it: one that was kept from before it was is looked at again
+LOOKS = 3  # of a checkpoint, by what is asked of it: one that was kept from before it was is looked at again
 
 
 def home() -> Path:
@@ -165,6 +165,14 @@ def _old_hash(path: Path) -> str:
 
 
 def _sha256(path: Path) -> str:
+    return digests(path)[0]
+
+
+def digests(path: Path) -> tuple[str, str]:
+    """The sha256 of a file, and of the numbers in it alone; of what is no safetensors file, the first one twice.
+
+    The second is what A1111 and kohya's trainers know a LoRA by: it stays the same when the metadata are changed.
+    """
     memory = home() / ".digests.json"
     try:
         known = read_json(memory)
@@ -172,40 +180,117 @@ def _sha256(path: Path) -> str:
         known = {}
     known = known if isinstance(known, dict) else {}
     entry = known.get(str(path))
-    if not isinstance(entry, dict) or entry.get("mark") != _mark(path) or not isinstance(entry.get("sha256"), str):
-        with open(path, "rb") as file:
-            entry = {"mark": _mark(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-        with contextlib.suppress(UserError):  # as above
-            write_json(memory, {**known, str(path): entry})
-    return str(entry["sha256"])
+    if isinstance(entry, dict) and entry.get("mark") == _mark(path):
+        whole, tensors = entry.get("sha256"), entry.get("tensors")
+        if isinstance(whole, str) and isinstance(tensors, str):
+            return whole, tensors
+    whole, tensors = _summed(path)
+    with contextlib.suppress(UserError):  # a cache that cannot be kept costs time, no more
+        write_json(memory, {**known, str(path): {"mark": _mark(path), "sha256": whole, "tensors": tensors}})
+    return whole, tensors
 
 
-def locate_adapter(name: str, is_one: Callable[[Path], bool]) -> Path:
-    """The file of a LoRA or textual inversion: a path, or a file that was added, alone or in a folder, its ending said
-    or not.
+def _summed(path: Path) -> tuple[str, str]:
+    whole, tensors = hashlib.sha256(), hashlib.sha256()
+    with open(path, "rb") as file:
+        head = file.read(8)
+        length = int.from_bytes(head, "little")
+        if path.suffix.lower() != ".safetensors" or length > path.stat().st_size:
+            length = -8
+        whole.update(head + file.read(max(length, 0)))
+        if length < 0:
+            tensors.update(head)
+        while block := file.read(1 << 20):
+            whole.update(block)
+            tensors.update(block)
+    return whole.hexdigest(), tensors.hexdigest()
 
-    `is_one` says of a file whether it is such a thing; it is asked where several have the name. UserError if there is
-    none, or more than one.
+
+# LoRAs and textual inversions.
+
+
+def adapter_files() -> list[Path]:
+    """Every file among what was added: LoRAs and textual inversions are some of them."""
+    return [path for path in _added() if path.is_file()]
+
+
+def adapters(look: Look) -> list[dict[str, Any]]:
+    """The LoRAs and textual inversions among what was added, as `scan` has them: name, path, what, names, sha256 ..."""
+    return [row for row in scan(look) if row.get("what")]
+
+
+def locate_adapter(name: str, look: Look, is_one: Callable[[Path], bool]) -> Path:
+    """The file of a LoRA or textual inversion: a path; or one that was added, alone or in a folder, by its name, that
+    which its trainer gave it, or the beginning of its hash.
+
+    Capitals count only where they tell two apart. `is_one` says of a file whether it is such a thing, for whatever
+    model; it is asked where several have the name. UserError if there is none, or more than one.
     """
     path = Path(name).expanduser()
     if _exists(path) and path.is_file():
         return path
-    files = [file for file in _added() if file.is_file()]
-    found = [file for file in files if name in (file.name, file.stem)]
+    files = adapter_files()
+
+    def fitting(fold: Callable[[str], str]) -> list[Path]:
+        return [file for file in files if fold(name) in (fold(file.stem), fold(file.name))]
+
+    found = fitting(str) or fitting(str.casefold)
     if len(found) > 1:
         found = [file for file in found if is_one(file)]
+    rows = [] if found else adapters(look)
+    for fold in (str, str.casefold):
+        found = found or [Path(row["path"]) for row in rows if fold(name) in map(fold, row["names"])]
+    if not found and re.fullmatch("[0-9a-f]{8,64}", name.lower()):
+        found = [Path(row["path"]) for row in rows if _is_digest(row, name.lower())][:1]
     if len(found) > 1:
         raise UserError(
             f"'{shown(name)}' is the name of {len(found)} files ({', '.join(shown(file) for file in found[:3])}): give "
             f"the path of one."
         )
     if not found:
-        near = nearest(name, [file.stem for file in files])
+        near = nearest(name, [file.stem for file in files] + [called for row in rows for called in row["names"]])
         raise UserError(
             f"There is no LoRA or textual inversion '{shown(name)}' here.{near} Give its path, or add it or the folder "
             f"it is in with: mlxldm models add FILE|FOLDER"
         )
     return found[0]
+
+
+def recall_adapter(name: str, digest: str | None, look: Look, kind: str) -> tuple[str, bool] | None:
+    """The "LoRA" or "textual inversion" (`kind`) that another program called `name`, or that has the hash it
+    wrote; None if it is not here. And whether it has that hash, where there is one.
+
+    What it is called here is a name that `locate_adapter` finds. All files are read for a hash only where what has the
+    name has another one, or nothing has it.
+    """
+    rows = [row for row in adapters(look) if row["what"] == kind]
+    plain = _plainly(name)
+    named = [row for row in rows if plain and plain in map(_plainly, (row["name"], *row["names"]))]
+    found = named[:1]
+    if digest is not None:
+        rest = [row for row in rows if row not in named]
+        same = next((row for row in named + rest if _is_digest(row, digest)), None)
+        if same is not None:
+            found, digest = [same], None
+    if not found:
+        return None
+    name, path = found[0]["name"], found[0]["path"]
+    return (name if sum(row["name"] == name for row in rows) == 1 else path), digest is None
+
+
+def _is_digest(row: dict[str, Any], digest: str) -> bool:
+    path = Path(row["path"])
+    if (row["sha256"] or "").startswith(digest):
+        return True
+    return any(one.startswith(digest) for one in digests(path)) or len(digest) == 8 and _old_hash(path) == digest
+
+
+def fingerprint(path: Path, kind: str, look: Look) -> str:
+    """What A1111 writes of a LoRA or textual inversion into its pictures: twelve digits."""
+    whole, tensors = digests(path)
+    if kind != "LoRA":
+        return whole[:12]
+    return str(looked([path], look)[path].get("sha256") or tensors)[:12]
 
 
 def register(name: str, path: str | os.PathLike[str], *, force: bool = False) -> None:
@@ -293,29 +378,34 @@ def scan(look: Look) -> list[dict[str, Any]]:
     `look` reads headers only, and is asked again only for a file whose size or time changed since, or that of the
     description beside it.
     """
+    rows: list[dict[str, Any]] = [
+        {"name": folder.name, "family": None, "state": "not there", "path": str(folder), "bytes": None}
+        for folder in folders() if not _exists(folder)
+    ]  # fmt: skip
+    paths = list(_added())
+    says = looked(paths, look)
+    return rows + [{"name": _name(path), "path": str(path), **says[path]} for path in paths]
+
+
+def looked(paths: Sequence[Path], look: Look) -> dict[Path, dict[str, Any]]:
+    """What `look` says of files and folders, or said before of those that have not changed since."""
     memory = home() / ".seen.json"
     try:
         seen = read_json(memory)
     except UserError:
         seen = {}
     seen = seen if isinstance(seen, dict) else {}
-    fresh: dict[str, Any] = {}
-    rows = []
-    for folder in folders():
-        if not _exists(folder):
-            rows.append({"name": folder.name, "family": None, "state": "not there", "path": str(folder), "bytes": None})
-    for path in _added():
+    fresh = {path: about for path, about in seen.items() if _exists(Path(path))}
+    for path in paths:
         beside = path.with_suffix(".json")
         mark = [LOOKS, *_mark(path), *(_mark(beside) if path.is_file() and beside.is_file() else ())]
-        known = seen.get(str(path))
+        known = fresh.get(str(path))
         if not isinstance(known, dict) or known.get("mark") != mark:
-            known = {"mark": mark, "says": look(path)}
-        fresh[str(path)] = known
-        rows.append({"name": _name(path), "path": str(path), **known["says"]})
+            fresh[str(path)] = {"mark": mark, "says": look(path)}
     if fresh != seen:
         with contextlib.suppress(UserError):  # a cache that cannot be kept costs time, no more
             write_json(memory, fresh)
-    return rows
+    return {path: fresh[str(path)]["says"] for path in paths}
 
 
 def _added() -> Iterator[Path]:

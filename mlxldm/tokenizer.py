@@ -86,6 +86,7 @@ class Tokenizer(Protocol):
     size: int
     pad: int
     comma: int | None  # the id of a comma
+    vectors: Mapping[int, int]  # how many ids from one on stand for a word together; for one there is no need
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -159,6 +160,7 @@ class ClipTokenizer:
         self.size = len(self._ids)
         specials = {**{token: False for token in (bos, eos, pad, unknown)}, **(written or {})}
         self._words: tuple[tuple[list[int], list[int]], ...] = ()  # what is read, and the vectors it stands for
+        self.vectors: Mapping[int, int] = {}
         self._raw = sorted((t for t, late in specials.items() if t and not late), key=len, reverse=True)
         self._late = sorted((t for t, late in specials.items() if t and late), key=len, reverse=True)
 
@@ -216,15 +218,19 @@ class ClipTokenizer:
         """A tokenizer that also knows words of textual inversions: the names of each, and its number of vectors.
 
         Vector k of them all has the id -1 - k, and takes a token's place. A word is found as AUTOMATIC1111 finds it,
-        where the tokens of its name stand in a text; of several that begin at one place, the longest.
+        where the tokens of its name stand in a text, so that a space more or less, or a capital, makes no difference;
+        of several that begin at one place, the longest.
         """
         other, found, k = copy.copy(self), [], 0
+        vectors: dict[int, int] = {}
         other._names = dict(self._names)
         for names, count in words:
             ids = [-1 - i for i in range(k, k + count)]
             other._names |= {ids[0]: names[0] + "</w>", **dict.fromkeys(ids[1:], "")}
-            found += [(self._plain(name), ids) for name in names]
+            found += [(read, ids) for name in names if (read := self._plain(name))]
+            vectors[ids[0]] = count
             k += count
+        other.vectors = vectors
         other._words = tuple(sorted(found, key=lambda pair: len(pair[0]), reverse=True))
         return other
 
@@ -438,6 +444,7 @@ class WordPiece:
                 )
         self.cls, self.sep, self.pad, self._unknown = (self._ids[token] for token in list(tokens.values())[:4])
         self.comma: int | None = self._ids.get(",")
+        self.vectors: Mapping[int, int] = {}
         self._special = sorted((token for token in tokens.values() if token in self._ids), key=len, reverse=True)
 
     @classmethod

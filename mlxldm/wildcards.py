@@ -18,7 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import UserError, nearest
+from .job import Job
 
+# What is left to chance in these is kept there when it is chosen.
+TEMPLATES = {
+    "prompt": "template", "negative": "negative_template",
+    "prompt_2": "template_2", "negative_2": "negative_template_2",
+}  # fmt: skip
+PROMPTS = tuple(TEMPLATES)
 DEEPEST = 30  # choices within choices; more is a file that leads back to itself
 MOST = 10_000  # choices in a prompt
 LONGEST = 100_000  # letters of what comes out
@@ -47,6 +54,32 @@ def has_choices(text: str | None) -> bool:
     pairs = _pairs(text)
     braces = (start for start in pairs if text[start] == "{")
     return _WILDCARD.search(text) is not None or any(_choice(text, start, pairs) for start in braces)
+
+
+def chosen(job: Job) -> Job:
+    """The job of one picture with the choices in its prompts made, from its seed; what they were is kept."""
+    texts = {name: text for name in PROMPTS if (text := getattr(job, name)) and has_choices(text)}
+    if not texts or any(getattr(job, name) is not None for name in TEMPLATES.values()):
+        return job
+    if job.seed is None:
+        raise UserError("The job's prompt leaves something to choose, which is done from its seed: give it one.")
+    choose = Chooser(job.seed, job.wildcards)
+    made = {name: choose(text) for name, text in texts.items()}
+    kept = {TEMPLATES[name]: text for name, text in texts.items()}
+    return job.replace(**made, **({"template": job.prompt} | kept), wildcards=None)
+
+
+def pictures(job: Job) -> Iterator[Job]:
+    """The job of each of its pictures, with the choices in their prompts made."""
+    return (chosen(job.numbered(index)) for index in range(job.count))
+
+
+def tellings(job: Job) -> Iterator[Job]:
+    """The jobs of those pictures that are told different things: of the first alone, if nothing is left to choose."""
+    for own in pictures(job):
+        yield own
+        if not any(has_choices(getattr(job, name)) for name in PROMPTS):
+            return
 
 
 class Chooser:

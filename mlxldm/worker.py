@@ -244,19 +244,28 @@ class Worker:
     # What is asked for. Each returns whether `done` is still to be said.
 
     def _generate(self, message: Message, payload: bytes, stop: threading.Event) -> bool:
+        from mlxldm_convert import look
+
         from . import __version__
         from .adapters import Effect
-        from .generate import Step, generate, resolve
+        from .cli import adapter_path, find_adapter
+        from .generate import Step, generate, remarks, resolve, walks
         from .picture import png
+        from .recall import fingerprints, with_words
 
         name = message["id"]
         named = Job.from_json(_object(message, "job"))
         with _files(message, payload, named) as job:
             folder = _find(job.model)
             job = resolve(job, folder.manifest)
+            job = with_words(job, folder, find_adapter, look, walks(job, folder.manifest))
+            for line in remarks(job):
+                self.send("log", level="info", message=line)
             adapters = self._worn(job, folder.manifest)
             model = self._model(job.model, folder, name)
             made_by: dict[str, Any] = {"mlxldm": __version__, "backend": model.description}
+            if hashes := fingerprints(job, adapter_path, look):
+                made_by["hashes"] = hashes
             pace = Pace(self._pace_of(folder), job)
             for event in generate(model, job, adapters=adapters):
                 if stop.is_set():
@@ -367,15 +376,23 @@ class Worker:
         return f"{folder.manifest.name} {self._choice.backend} {self._choice.device} {self._precision}"
 
     def _tokens(self, message: Message, payload: bytes, stop: threading.Event) -> bool:
+        from mlxldm_convert import look
+
+        from .cli import find_adapter
         from .prompt import EMPHASES, Pass, Reader
+        from .recall import with_words, words_of
         from .tasks.script import lines
+        from .wildcards import chosen
 
         job = Job.from_json(_object(message, "job"))
+        job = chosen(job.replace(seed=job.seed or 0))  # its choices are nearly as long as others
         folder = _find(job.model)
         reader = Reader(folder)
         if not reader.tokenizers:
             self.send("tokens", id=message["id"], prompt=0, negative=0, limit=0)
             return False
+        job = with_words(job, folder, find_adapter, look, [Pass(1)])
+        reader.learn([(word.names, word.count) for word in words_of(job, folder.manifest, find_adapter)])
         (line, *_), (against, *_) = lines(job, Pass(1))
         texts = [reader(words, job.emphasis or EMPHASES[0]) for words in (line[0][0], against)]
         prompt, negative = (sum(chunk.used for chunk in text.encoders[0]) for text in texts)

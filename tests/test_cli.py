@@ -243,8 +243,13 @@ def test_arguments_that_are_wrong(run, here: Path, arguments: list[str], said: l
         (["x", "--image", "missing.png"], ["missing.png"]),
         (["a (house:1.2.3)"], ["'1.2.3', which is no number"]),
         (["x", "--negative", "[house:1.3]"], ["For a weight write (word:1.3)"]),
-        (["x", "--negative", "<lora:a:1>"], ["<lora:a:1>", "belongs into the prompt"]),
-        (["<lora:a:1> x"], ["<lora:a:1>", "leave it out"]),
+        (["<lora:nowhere:1> x"], ["no LoRA or textual inversion 'nowhere' here"]),
+        (["<lora:a:b> x"], ["<lora:a:b>", "'b' is no number"]),
+        (["<lora:a:1:0.5:9> x"], ["<lora:a:1:0.5:9>", "'9' is not known"]),
+        (["<lora:a:1:dyn=4> x"], ["'dyn=' is not known"]),
+        (["<lora:a:1:lbw=1,2> x"], ["2 weights for blocks"]),
+        (["<hypernet:a:1> x"], ["<hypernet:a:1>", "a hypernetwork: leave it out"]),
+        (["<other:a:1> x"], ["<other:a:1>", "not known here: leave it out"]),
         (["a __colour__ house"], ["__colour__", "--wildcards"]),
         (["x", "--wildcards", "nowhere", "--negative", "{a|b}"], ["no folder of wildcards 'nowhere'"]),
         (["x", "--emphasis", "non"], ["Did you mean 'none'?"]),
@@ -315,7 +320,7 @@ def test_help_names_every_sampler_and_spacing():
 def test_every_field_of_a_job_has_its_flag():
     import dataclasses
 
-    kept = {"template", "negative_template"}  # what a prompt was is nothing to wish for
+    kept = {"template", "negative_template", "template_2", "negative_template_2"}  # what a prompt was is no wish
     assert set(cli._WISHES) | kept == {field.name for field in dataclasses.fields(Job)}
 
 

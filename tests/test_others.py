@@ -62,7 +62,7 @@ def test_a1111s_text():
         "a (red:1.2) house, oil painting\non a hill", "blurry,\nbad: worse", "v1-5-pruned", seed=123, steps=20,
         guidance=6.5, sampler="dpmpp_2m", spacing="karras", width=512, height=768, noise="nvidia",
     )  # fmt: skip
-    assert found.left == ["Lora hashes one: 1a, two: 2b"]
+    assert found.left == [] and found.hashes == {"lora:one": "1a", "lora:two": "2b"}
 
 
 @pytest.mark.parametrize(
@@ -133,8 +133,8 @@ def test_comfys_graph():
     found = others.read({"prompt": json.dumps(COMFY)})
     assert found is not None and found.program == "ComfyUI"
     assert found.job == Job("a boat", "rain", "dream", seed=987, steps=25, guidance=7.5, sampler="dpmpp_2m",
-                            spacing="karras", width=512, height=640)  # fmt: skip
-    assert found.left == ["LoRA style at 0.8"]
+                            spacing="karras", width=512, height=640, loras=("style:0.8",))  # fmt: skip
+    assert found.left == []
 
 
 def test_comfys_newer_sampler_and_second_pass():
@@ -168,8 +168,8 @@ def test_invokes_metadata():
     found = others.read({"invokeai_metadata": json.dumps(INVOKE)})
     assert found is not None and found.model_hash is None
     assert found.job == Job("a tree", "fog", "Dream XL", seed=5, steps=30, guidance=7.0, sampler="dpmpp_2m",
-                            spacing="karras", width=768, height=512)  # fmt: skip
-    assert found.left == ["LoRA ink at 0.5", "clip_skip 1"]
+                            spacing="karras", width=768, height=512, loras=("ink:0.5",))  # fmt: skip
+    assert found.left == ["clip_skip 1"]
 
 
 def xmp(values: dict) -> str:
@@ -187,8 +187,9 @@ def test_draw_things_and_mflux():
                             sampler="dpmpp_2m", spacing="karras", width=512, height=576)  # fmt: skip
     found = others.read({"exif": json.dumps(MFLUX)})
     assert found is not None and found.program == "mflux"
-    assert found.job == Job("a lighthouse", None, "FLUX.1-schnell", seed=9, steps=4, width=1024, height=512)
-    assert found.left == ["LoRA ink at 0.7", "its noise, which comes from MLX itself"]
+    assert found.job == Job("a lighthouse", None, "FLUX.1-schnell", seed=9, steps=4, width=1024, height=512,
+                            loras=("ink:0.7",))  # fmt: skip
+    assert found.left == ["its noise, which comes from MLX itself"]
 
 
 def picture(path: Path, texts: dict[str, str] | None = None, comment: bytes | None = None) -> Path:

@@ -31,6 +31,7 @@ class WordTokenizer:
     """A word, a token: its number is the order in which it first came; a comma is 1."""
 
     size, pad, comma = 1000, 0, 1
+    vectors: dict[int, int] = {}
 
     def __init__(self):
         self.words = {",": 1}

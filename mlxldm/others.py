@@ -82,12 +82,13 @@ class _Wish:
 
     def lora(self, name: Any, weight: Any = 1, text_weight: Any = None) -> None:
         """A LoRA that the job wears; `text_weight`: of the text encoders, None the same."""
+        called = stem(name).replace(":", "") if isinstance(name, str) else ""
         try:
-            numbers = [float(one) for one in (weight, text_weight) if one is not None]
-            text = ":".join([stem(name).replace(":", ""), *map(written, numbers)])
+            numbers = [float(one) for one in (1 if weight is None else weight, text_weight) if one is not None]
+            text = ":".join([called, *map(written, numbers)])
             wish(text)
         except (TypeError, ValueError, OverflowError, UserError):
-            self.leave(f"LoRA {_short(stem(name))} at {_short(weight)}")
+            self.leave(f"LoRA {_short(called) or 'without a name'} at {_short(weight)}")
             return
         self.values["loras"] = (*self.values.get("loras", ()), text)
 
@@ -446,7 +447,7 @@ def comfy(text: str) -> Found | None:
             node = graph.link(guider, "conditioning")
         words = _words(graph, wish, node)
         if words:
-            wish.values[ours] = _EMBEDDING.sub(r"\1", words)
+            wish.values[ours] = _EMBEDDING.sub(lambda match: stem(match[1]), words)
             for name in _EMBEDDING.findall(words):
                 wish.word(stem(name))
     _comfy_model(graph, wish, graph.link(sampler, "model") or graph.link(guider, "model"))
@@ -503,7 +504,7 @@ def _comfy_model(graph: _Graph, wish: _Wish, node: str | None) -> None:
         if isinstance(lora, str):
             alone = "ModelOnly" in graph.kind(node)
             weight, text_weight = graph.value(node, "strength_model"), graph.value(node, "strength_clip")
-            wish.lora(lora, 1 if weight is None else weight, 0 if alone else text_weight)
+            wish.lora(lora, weight, 0 if alone else text_weight)
         for row in graph.nodes[node]["inputs"].values():  # of rgthree's loader of several
             if isinstance(row, dict) and row.get("on") is True and isinstance(row.get("lora"), str):
                 wish.lora(row["lora"], row.get("strength", 1), row.get("strengthTwo"))

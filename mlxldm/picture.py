@@ -196,9 +196,9 @@ def parameters(job: Job, made_by: dict[str, Any] | None = None) -> str:
     """
     hashes: dict[str, str] = (made_by or {}).get("hashes") or {}
     loras = [wish(text) for text in job.loras]
-    called = {lora.name: _named(stem(lora.name)) for lora in loras}
     inside = [network for text in (job.prompt, job.prompt_2) for network in networks(text or "")[1]]
-    called |= {network.name: _named(network.name) for network in inside}
+    called = {network.name: _named(network.name) for network in inside}
+    called |= {lora.name: _named(stem(lora.name)) for lora in loras}
     strength = job.hires_strength if job.hires else job.strength
     settings = {
         "Steps": job.steps,

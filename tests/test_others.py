@@ -90,6 +90,14 @@ def test_a1111s_text():
         ("Emphasis: No norm", {"emphasis": None}, ["emphasis No norm"]),
         ('Template: "a {b|c}", Negative Template: d', {"template": "a {b|c}", "negative_template": "d"}, []),
         ("ENSD: 31337", {}, ["ENSD 31337"]),
+        ("Lora hashes: \"a: 1a2b3c4d5e6f\", TI hashes: \"b: 2b, c d: 3c\"", {"embeddings": ("b", "c d")}, []),
+        ('Hashes: {"model": "1a", "lora:a": "1b", "embed:b": "2b"}, Clip skip: 2',
+         {"embeddings": ("b",), "clip_skip": 2}, []),
+        ('Clip skip: 2, Civitai resources: [{"type":"checkpoint","modelVersionId":1,"modelName":"Dream, XL"},{"type":'
+         '"lora","weight":0.8,"modelVersionId":2,"modelName":"Ink: Wash"},{"type":"lora","modelVersionId":3}], '
+         'Civitai metadata: {}', {"loras": ("Ink Wash:0.8",), "model": "Dream, XL", "clip_skip": 2},
+         ["lora 3 of Civitai, which has no name"]),
+        ("Civitai resources: [{]", {"loras": ()}, []),
         ("Sampler: DDIM CFG++, CFG scale: 7", {"sampler": "ddim_cfgpp", "guidance": None},
          ["guidance 7, which CFG++ counts otherwise there"]),
     ],
@@ -109,7 +117,8 @@ def test_a_text_that_is_no_settings_is_no_job():
 def test_what_we_write_for_others_reads_back_the_same():
     job = Job('a "cat", (red:1.2)\nsecond line', "no: dogs", "v1,5", seed=3, steps=8, guidance=2.5, sampler="euler_a",
               spacing="karras", width=64, height=96, clip_skip=2, emphasis="none", template="a {cat|dog}\n: __x__",
-              negative_template="no: {a|b}")  # fmt: skip
+              negative_template="no: {a|b}", prompt_2="a, dog", negative_2="cats", template_2="a, {dog|cat}",
+              negative_template_2="{cats|dogs}")  # fmt: skip
     found = others.read({"parameters": parameters(job, {"mlxldm": "1.0"})})
     assert found is not None and found.program == "mlxldm" and found.left == []
     assert found.job == job
@@ -178,6 +187,44 @@ def xmp(values: dict) -> str:
     return f"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description><exif:UserComment><rdf:Alt>
     <rdf:li xml:lang="x-default">{escape(json.dumps(values))}</rdf:li>
     </rdf:Alt></exif:UserComment></rdf:Description></rdf:RDF></x:xmpmeta>"""
+
+
+def test_clip_skip_of_invoke_counts_what_is_left_out():
+    values = {**INVOKE, "clip_skip": 2, "model": {"name": "Dream", "base": "sd-1"}}
+    found = others.read({"invokeai_metadata": json.dumps(values)})
+    assert found is not None and found.job.clip_skip == 3 and found.left == []
+    found = others.read({"invokeai_metadata": json.dumps({**values, "clip_skip": 0})})
+    assert found is not None and found.job.clip_skip is None and found.left == []
+
+
+def test_loras_and_words_of_other_programs():
+    several = {"on": True, "lora": "wide\\ink.safetensors", "strength": 0.5, "strengthTwo": 0.25}
+    graph = {
+        **COMFY,
+        "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a (embedding:zorg:1.2), embedding:sub/b.pt boat"}},
+        "10": {"class_type": "LoraLoader", "inputs": {
+            "model": ["13", 0], "lora_name": "a.safetensors", "strength_model": 0.8, "strength_clip": 0.4}},
+        "13": {"class_type": "LoraLoaderModelOnly", "inputs": {
+            "model": ["14", 0], "lora_name": "b.pt", "strength_model": 1}},
+        "14": {"class_type": "Power Lora Loader (rgthree)", "inputs": {
+            "model": ["4", 0], "lora_1": several, "lora_2": {**several, "on": False}, "lora_3": {"on": True}}},
+    }  # fmt: skip
+    found = others.read({"prompt": json.dumps(graph)})
+    assert found is not None and found.left == []
+    assert found.job.loras == ("a:0.8:0.4", "b:1:0", "ink:0.5:0.25") and found.job.embeddings == ("zorg", "b")
+    assert found.job.prompt == "a (zorg:1.2), b boat"
+    found = others.read({"invokeai_metadata": json.dumps({**INVOKE, "loras": [
+        {"model": {"name": "ink", "hash": "sha256:0123456789ab"}, "weight": 0.5},
+        {"lora": {"model_name": "x"}, "weight": 9e9},
+    ]})})  # fmt: skip
+    assert found is not None and found.job.loras == ("ink:0.5",) and found.hashes == {"lora:ink": "0123456789ab"}
+    assert "LoRA x at 9000000000.0" in found.left
+    found = others.read({"xmp": xmp({**DRAW_THINGS, "lora": [
+        {"model": "ink_lora_f16.ckpt", "weight": 0.6}, {"model": "other.ckpt", "weight": 1}, {"model": None}, "x",
+    ]})})  # fmt: skip
+    assert found is not None and found.job.loras == ("ink:0.6", "other:1") and found.left == [
+        "LoRA without a name at None"
+    ]
 
 
 def test_draw_things_and_mflux():

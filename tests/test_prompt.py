@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mlxldm.adapters import wish
 from mlxldm.errors import UserError
 from mlxldm.prompt import (
     Network,
@@ -188,6 +189,53 @@ def test_networks_are_taken_out():
     assert (named.text_weight, named.weight) == (0.2, 0.4) and str(named) == "<lora:a:te=0.2:unet=0.4>"
     with pytest.raises(UserError, match="'much' is no number"):
         _ = Network("lora", ("a", "much")).weight
+
+
+BLOCKS = ",".join("1" * 17)
+
+
+@pytest.mark.parametrize(
+    ("tag", "lora"),
+    [
+        ("<lora:style:0.3>", "style:0.3"),
+        ("<LoRA: style :0.30>", "style:0.3"),
+        ("<lyco:style>", "style:1"),
+        ("<lora:style:0.4:0.2>", "style:0.2:0.4"),  # the U-Net's number is the second one there, the first one here
+        ("<lora:style:te=0.4:unet=0.2>", "style:0.2:0.4"),
+        ("<lora:style:unet=0.2>", "style:0.2:1"),
+        ("<lora:style:0.5:te=0>", "style:0"),  # without a number of its own, the U-Net's is the text encoders'
+        ("<lora:style:0.5:te=0:unet=0.5>", "style:0.5:0"),
+        ("<lora:style:-1e-3>", "style:-0.001"),
+        (f"<lora:style:0.3:lbw={BLOCKS}>", f"style:0.3:lbw={BLOCKS}"),
+        (f"<lora:style:lbw={BLOCKS}:0.3:0.2>", f"style:0.2:0.3:lbw={BLOCKS}"),
+        (f"<lora:style:0.3:{BLOCKS}>", f"style:0.3:lbw={BLOCKS}"),  # as it was before there was lbw=
+        ("<lora:a=b, c:1>", "a=b, c:1"),
+    ],
+)
+def test_tags_say_what_flags_say(tag, lora):
+    """In the order of A1111's extra_networks_lora.py; and back again."""
+    ((network,),) = (networks(tag)[1],)
+    assert network.lora() == lora
+    again = wish(lora).tag(network.name)
+    assert networks(again)[1][0].lora() == lora
+
+
+@pytest.mark.parametrize(
+    ("tag", "said"),
+    [
+        ("<hypernet:x:1>", "which is a hypernetwork: leave it out"),
+        ("<segment:x>", "of a kind that is not known here"),
+        ("<lora:x:1:1:8>", "'8' is not known here"),
+        ("<lora:x:1:dyn=8>", "'dyn=' is not known here"),
+        ("<lora:x:1:stop=8>", "'stop=' is not known here"),
+        ("<lora:x:much>", "'much' is no number"),
+        ("<lora:x:nan>", "'nan' is no number"),
+    ],
+)
+def test_what_no_lora_here_can_do_is_one_sentence(tag, said):
+    with pytest.raises(UserError) as caught:
+        networks(tag)[1][0].lora()
+    assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_script_has_what_leads_each_step():

@@ -32,7 +32,7 @@ COMMANDS: tuple[Command | str, ...] = (
     Command("save", "&File", "&Save a Copy…", (Key.Save,)),
     Command("reveal", "&File", "Show in &Folder"),
     "&File",
-    Command("quit", "&File", "&Quit mlxldm", (Key.Quit,), Role.QuitRole),
+    Command("quit", "&File", "&Quit mlxldm", (Key.Quit, "Ctrl+Q"), Role.QuitRole),
     Command("undo", "&Edit", "&Undo", (Key.Undo,)),
     Command("redo", "&Edit", "&Redo", (Key.Redo,)),
     "&Edit",

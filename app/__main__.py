@@ -58,6 +58,7 @@ def _window(files: list[str], smoke: bool) -> int:
     app = QApplication(sys.argv[:1])
     app.setApplicationName("mlxldm")  # and no organization, or every place would be called twice
     app.setApplicationDisplayName("mlxldm")
+    app.setDesktopFileName("mlxldm")
     from . import alone, places, theme
 
     first = alone.lock(places.data())

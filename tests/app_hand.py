@@ -85,10 +85,11 @@ class Hand(QObject):
 
     def look(self) -> dict[str, Any]:
         """What is there to see: texts, the names of what can be used, where the focus is."""
-        focus, seen = QApplication.focusWidget(), [one for one in QApplication.allWidgets() if one.isVisible()]
+        at, focus = window(), QApplication.focusWidget()
+        seen = [one for one in QApplication.allWidgets() if one.isVisible()]
         return {
             "focus": spoken(focus) if focus is not None else "",
-            "window": window().title(),
+            "window": at.title(),
             "texts": [one.text() for one in seen if isinstance(one, QLabel) and one.text()],
             "fields": {spoken(one): text_of(one) for one in seen if isinstance(one, QLineEdit | QPlainTextEdit)},
             "buttons": [one.text() or spoken(one) for one in seen if isinstance(one, QAbstractButton)
@@ -101,9 +102,13 @@ class Hand(QObject):
 
 
 def window() -> Any:
-    """What the window system would hand a key to."""
+    """What the window system would hand a key to. Without a window manager, somebody must give it the focus."""
     found = QGuiApplication.modalWindow() or QGuiApplication.focusWindow()
-    return found or next(one for one in QGuiApplication.topLevelWindows() if one.isVisible())
+    found = found or next(one for one in QGuiApplication.topLevelWindows() if one.isVisible())
+    if found is not QGuiApplication.focusWindow():
+        found.requestActivate()
+        QTest.qWaitForWindowActive(found, 5000)
+    return found
 
 
 def spoken(widget: QWidget) -> str:
@@ -113,8 +118,9 @@ def spoken(widget: QWidget) -> str:
 
 
 def named(name: str) -> QWidget:
+    """What can be used under this name: no label beside it."""
     for widget in QApplication.allWidgets():
-        if widget.isVisible() and (spoken(widget) == name or getattr(widget, "text", str)() == name):
+        if widget.isVisible() and widget.focusPolicy() != Qt.FocusPolicy.NoFocus and spoken(widget) == name:
             return widget
     raise LookupError(f"there is no {name!r} here")
 
@@ -124,6 +130,8 @@ def text_of(widget: QLineEdit | QPlainTextEdit) -> str:
 
 
 def inside(widget: QWidget, x: float, y: float) -> QPoint:
+    """A place of a widget in its window, once that has been laid out and drawn."""
+    QTest.qWait(20)
     return widget.mapTo(widget.window(), QPoint(round(x * widget.width()), round(y * widget.height())))
 
 

@@ -135,7 +135,7 @@ class Queue(QAbstractListModel):
         self._history, self._client, self._folder = history, client, folder
         self._unsaved: list[tuple[Entry, bytes, Job]] = []
         self._unwritten: list[Callable[[], None]] = []  # what the database could not take
-        self._silent = False
+        self._silent = self._leaving = False
         self._warning: Notice | None = None  # about the running job, for when it is done too
         self._entries = self._recovered()
         self._running: Entry | None = None
@@ -164,6 +164,10 @@ class Queue(QAbstractListModel):
         """Ask what to do with what was waiting, if anything was."""
         if self.held:
             self.notice.emit(errors.of_waiting(sum(entry.job.count - entry.done for entry in self.waiting)))
+
+    def leave(self) -> None:
+        """The app closes: nothing more starts, and a job that its worker ends for that keeps its place."""
+        self.held = self._leaving = True
 
     # What there is.
 
@@ -417,6 +421,8 @@ class Queue(QAbstractListModel):
         entry = self._running
         if entry is None or name != str(entry.id):
             return
+        if self._leaving and end["ev"] != "done" and self.state is not State.STOPPING:
+            return  # nobody asked for this end; the next start asks what to do with it
         self._running, self.progress = None, None
         self._last = entry
         state, what = State.IDLE, end["ev"]

@@ -190,6 +190,7 @@ class Panel(QWidget):
                 "Seed": seeding}  # fmt: skip
         for at, (name, field) in enumerate(rows.items()):
             labels[name] = QLabel(name)
+            labels[name].setBuddy(field)
             form.addWidget(labels[name], at, 0)
             form.addWidget(field, at, 1)
         self._guidance_label = labels["Guidance"]

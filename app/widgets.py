@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from PySide6.QtCore import QEvent, QMimeData, QPoint, QRectF, QSize, Qt, Signal
+from PySide6.QtCore import QEvent, QMimeData, QObject, QPoint, QRectF, QSize, Qt, Signal
 from PySide6.QtGui import (
     QColor,
     QDragEnterEvent,
@@ -77,6 +77,20 @@ class Elided(QLabel):
         tip = self._whole if shown != self._whole else ""
         if tip != self.toolTip():
             self.setToolTip(tip)
+
+
+class Unheard(QObject):
+    """Keeps keys from a line of text that are the window's commands: on X it would take Ctrl+E and Ctrl+U, as Emacs."""
+
+    KEYS = ("Ctrl+E", "Ctrl+U")
+
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:  # noqa: N802
+        """Asked whether it wants one of them, it does not."""
+        if event.type() == QEvent.Type.ShortcutOverride and isinstance(event, QKeyEvent):
+            if QKeySequence(event.keyCombination()).toString() in self.KEYS:
+                event.ignore()
+                return True
+        return super().eventFilter(watched, event)
 
 
 def roomy(box: QAbstractSpinBox) -> None:

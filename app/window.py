@@ -45,10 +45,12 @@ from PySide6.QtGui import (
     QUndoStack,
 )
 from PySide6.QtWidgets import (
+    QAbstractSpinBox,
     QApplication,
     QDialog,
     QDialogButtonBox,
     QFileDialog,
+    QLineEdit,
     QMainWindow,
     QMenu,
     QPlainTextEdit,
@@ -77,7 +79,7 @@ from .panel import Panel
 from .pictures import Rescan
 from .thumbnails import Thumbnails
 from .viewer import Viewer, file_data
-from .widgets import PICTURES, picture_of
+from .widgets import PICTURES, Unheard, picture_of
 
 CHECKPOINTS = (".safetensors", ".ckpt", ".pt", ".pth", ".gguf")
 FILTER = "Pictures (" + " ".join(f"*{ending}" for ending in PICTURES) + ")"
@@ -187,6 +189,9 @@ class Window(QMainWindow):
         self.split.setSizes([300, 700, 280])
         self.setCentralWidget(self.split)
         self._make_menus()
+        unheard = Unheard(self)
+        for field in [*self.findChildren(QLineEdit), *self.findChildren(QAbstractSpinBox)]:
+            field.installEventFilter(unheard)
         self._connect()
         self._recall()
         self.gallery_model.load()
@@ -1250,6 +1255,7 @@ class Window(QMainWindow):
             self._rescan_soon.stop()
             self.rescan.close()
             self.thumbnails.close()
+            self.queue.leave()
             self.client.close()
             self.history.close()
         super().closeEvent(event)

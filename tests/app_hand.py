@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from PySide6.QtCore import QMimeData, QObject, QPoint, QPointF, Qt, QUrl, Signal
+from PySide6.QtCore import QMimeData, QObject, QPoint, QPointF, Qt, QTimer, QUrl, Signal
 from PySide6.QtGui import QAccessible, QDragEnterEvent, QDragMoveEvent, QDropEvent, QGuiApplication, QKeySequence
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QAbstractButton, QApplication, QLabel, QLineEdit, QPlainTextEdit, QWidget
@@ -34,6 +34,7 @@ class Hand(QObject):
 
     def __init__(self) -> None:
         super().__init__()
+        self.pressing = False
         self.told.connect(self.do, Qt.ConnectionType.QueuedConnection)
         self.ear = threading.Thread(target=self.listen, daemon=True)
         self.ear.start()
@@ -43,7 +44,16 @@ class Hand(QObject):
             self.told.emit(line)
 
     def do(self, line: str) -> None:
+        if self.pressing and QApplication.activeModalWidget() is None:
+            QTimer.singleShot(2, lambda: self.do(line))  # Qt works off events while a key goes down and up
+            return
         name, *given = json.loads(line)
+        if name == "keys":  # answered first: a dialog that a key opens lets nothing return until it is closed
+            self.pressing = True
+            print("null", flush=True)
+            self.keys(*given)
+            self.pressing = False
+            return
         try:
             said = getattr(self, name)(*given)
         except LookupError as error:
@@ -105,7 +115,7 @@ def window() -> Any:
     """What the window system would hand a key to. Without a window manager, somebody must give it the focus."""
     found = QGuiApplication.modalWindow() or QGuiApplication.focusWindow()
     found = found or next(one for one in QGuiApplication.topLevelWindows() if one.isVisible())
-    if found is not QGuiApplication.focusWindow():
+    if found is not QGuiApplication.focusWindow() and QApplication.activePopupWidget() is None:
         found.requestActivate()
         QTest.qWaitForWindowActive(found, 5000)
     return found

@@ -8,8 +8,8 @@ from __future__ import annotations
 import ctypes.util
 import json
 import os
+import select
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -68,6 +68,8 @@ class App:
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(json.dumps(words) + "\n")
         self.process.stdin.flush()
+        heard, _, _ = select.select([self.process.stdout], [], [], 60)
+        assert heard, f"no answer to {words}"
         line = self.process.stdout.readline()
         assert line, "the app went: " + self.process.communicate()[1]
         said = json.loads(line)
@@ -233,7 +235,7 @@ def test_by_keyboard_alone(start, tmp_path):
     app.tell("keys", "Ctrl+Return")
     app.until(lambda seen: any("tep 1" in text for text in seen["texts"]))
     app.tell("keys", "Ctrl+.")
-    app.until(lambda seen: "Stop" not in seen["buttons"])
+    app.until(lambda seen: "Generate" in seen["buttons"])
     stopped = len(app.pictures())
     assert stopped < 8
     app.tell("keys", "Ctrl+A", "1", "Ctrl+E", "Ctrl+A")
@@ -267,20 +269,4 @@ def test_by_keyboard_alone(start, tmp_path):
     app.tell("keys", "Return")
     app.until(lambda seen: target.exists())
     assert target.read_bytes() == inpainted.read_bytes()
-    app.quit()
-
-
-def test_a_worker_that_is_killed_costs_one_picture(start):
-    app = start()
-    app.ready()
-    app.tell("type", WORDS)
-    app.tell("keys", "Ctrl+Return")
-    app.until(lambda seen: any("tep 1" in text for text in seen["texts"]))
-    (worker,) = [pid for pid in app.family() if pid != app.process.pid]
-    os.kill(worker, signal.SIGSEGV)
-    app.until(lambda seen: any("back in the queue, paused" in text for text in seen["texts"]))
-    app.ready()
-    assert not app.pictures()
-    app.tell("click", "Resume")
-    assert job_in(app.drawn(1)[0]).prompt == WORDS
     app.quit()

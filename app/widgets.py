@@ -86,10 +86,11 @@ class Unheard(QObject):
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:  # noqa: N802
         """Asked whether it wants one of them, it does not."""
-        if event.type() == QEvent.Type.ShortcutOverride and isinstance(event, QKeyEvent):
-            if QKeySequence(event.keyCombination()).toString() in self.KEYS:
-                event.ignore()
-                return True
+        if not isinstance(event, QKeyEvent) or event.type() != QEvent.Type.ShortcutOverride:
+            return super().eventFilter(watched, event)
+        if QKeySequence(event.keyCombination()).toString() in self.KEYS:
+            event.ignore()
+            return True
         return super().eventFilter(watched, event)
 
 

@@ -11,7 +11,6 @@ whatever then has the focus or lies on top; nothing of the window is called.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import threading
 from pathlib import Path

@@ -203,6 +203,17 @@ def test_a_queue_from_before_is_asked_about(opened, place):
     drawn(window, 4)
 
 
+def test_a_job_that_runs_while_the_window_is_closed_keeps_its_place(opened):
+    window = opened()
+    window._add(Job(prompt="slow", seed=1, count=2))
+    window._add(Job(prompt="fine", seed=7))
+    until(lambda: window.queue.state is State.GENERATING)
+    window.close()
+    again = opened()
+    assert again.viewer.bar.words.text() == "3 pictures were waiting." and not again.queue.ended_badly
+    assert [entry.job.seed for entry in again.queue.waiting] == [1, 7]
+
+
 # Controls.
 
 

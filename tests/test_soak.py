@@ -20,7 +20,6 @@ sys.path.insert(0, str(ROOT / "tools"))
 import soak  # noqa: E402
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
-assert app_things.FAKE  # which skips all of this where there is no Qt
 
 STOPPED = {"kind": "cancelled", "moment": "step", "after": 0.1}
 JOBS = [{"n": n, "job": {"prompt": f"soak {n:05} a hill", "steps": 2, "seed": n * 10, "count": 1 + (n == 1)},
@@ -166,6 +165,7 @@ def test_jobs_that_never_end_and_a_wrong_order_are_found(home):
     problems = home.problems()
     assert "job 0 is still waiting" in problems and "the queue's order is [3, 0]" in problems
     assert "job 3 is made, and still waiting" in problems
+    assert "the app started with a queue of [3, 0]" in home.problems(events=[{"what": "life", "found": [3, 0]}])
     late = [*home.events[2:], home.events[0], home.events[1], {"what": "started", "n": 0}]
     assert "job 0 was begun after a later one" in home.problems(events=late[1:])
 

@@ -170,6 +170,8 @@ def check(found: Found, events: list[Event], planned: list[Planned], end: bool) 
             before = said.setdefault(event["n"], (event["state"], event["error"]))
             if before[0] != event["state"]:
                 problems.append(f"job {event['n']} ended twice: {before[0]}, {event['state']}")
+        elif event["what"] == "life" and event["found"] != sorted(event["found"]):
+            problems.append(f"the app started with a queue of {event['found']}")
         elif event["what"] == "wrong":
             problems.append(event["text"])
     for key in found.made:

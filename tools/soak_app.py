@@ -26,7 +26,7 @@ from PySide6.QtWidgets import QApplication  # noqa: E402
 from soak import APP_KILLED, events_of, number  # noqa: E402
 
 from mlxldm.job import Job  # noqa: E402
-from mlxldm_app import pictures, places, theme  # noqa: E402
+from mlxldm_app import pictures, theme  # noqa: E402
 from mlxldm_app.history import Entry, Picture  # noqa: E402
 from mlxldm_app.jobs import State  # noqa: E402
 from mlxldm_app.window import Window  # noqa: E402
@@ -36,6 +36,10 @@ CALM = 0.4  # seconds after a start in which nothing may begin
 ROOM = 4096  # bytes of a file that still go onto the full disk: less than a picture has
 SIDE = 64  # of the pictures that some jobs start from
 
+# When a fault is made ready whose moment comes later, or is another thread's.
+BEFORE = {"idle": "saved", "waiting": "added", "written": "step", "renaming": "step", "renamed": "step",
+          "anytime": "started"}  # fmt: skip
+
 
 class Person(QObject):
     """Adds the planned jobs, resumes what is paused, and does each job's fault at its moment."""
@@ -43,23 +47,24 @@ class Person(QObject):
     def __init__(self, window: Window, planned: list[dict[str, Any]], home: Path):
         super().__init__(window)
         self.window, self.queue, self.client = window, window.queue, window.client
+        self._home, self._planned = home, planned
         self._journal = os.open(home / "journal", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         events = events_of(home)
-        self._planned = planned
         self._hit = {event["n"] for event in events if event["what"] == "fault"}
         self._ended = {event["n"] for event in events if event["what"] == "end"}
         self._next = self._first_untaken(events)
         self._begun: int | None = None  # the job whose start was seen
         self._numbers: dict[str, int] = {}  # of jobs that ran, by their ids
         self._dying = 0  # a worker that was killed, until the app has noticed
+        self._found = bool(self.queue.waiting)  # what waited at the start still does
         self._calm_until: float | None = None
         self._idle: Callable[[], None] | None = None  # what is to happen when nothing runs
-        self._kill_at: str | None = None  # in the middle of which part of writing a file
+        self._kill_at: str | None = None  # at which moment of writing a picture ...
+        self._kill: Callable[[], None] = sys.exit  # ... and how
         self._leaving = False
         sys.addaudithook(self._audit)
         sys.excepthook = self._raised
         self.note("life", found=[number(entry.job.prompt) for entry in self.queue.waiting])
-        self._found = bool(self.queue.waiting)
         self.client.ready.connect(self._ready)
         self.client.said.connect(self._said)  # after the queue has heard it
         self.client.ended.connect(self._job_ended)
@@ -153,7 +158,7 @@ class Person(QObject):
         rng = random.Random(n)
         image = QImage(SIDE, SIDE, QImage.Format.Format_RGB32)
         image.fill(QColor(qRgb(*(rng.randrange(256) for _ in range(3)))))
-        path = places.data().parent / "tmp" / "start.png"
+        path = self._home / "tmp" / "start.png"
         image.save(str(path))
         kept = pictures.keep_input(self.queue.inputs, path.read_bytes())
         path.unlink()
@@ -230,17 +235,14 @@ class Person(QObject):
         if fault is None or (n in self._hit and fault["kind"] != "poisoned job"):
             return
         kind, when = fault["kind"], fault["moment"]
-        early = {"idle": "saved", "waiting": "added", "written": "step", "renaming": "step", "renamed": "step",
-                 "anytime": "started"}  # fmt: skip
-        if moment != early.get(when, when):
+        if moment != BEFORE.get(when, when):
             return
         self._hit.add(n)
         if when == "idle":
             self.queue.pause()
             self._idle = lambda: self._do(n, kind, when)
         elif when in ("written", "renaming", "renamed"):
-            self._kill_at = when
-            self._doing = n, kind, when
+            self._kill_at, self._kill = when, lambda: self._do(n, kind, when)
         elif when == "anytime":
             threading.Timer(fault["after"], lambda: self._do(n, kind, when)).start()
         else:
@@ -288,7 +290,7 @@ class Person(QObject):
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Python says what it is about to open or rename: the moments in which a file is half there."""
         if self._kill_at == "renaming" and event == "os.rename" and str(arguments[1]).endswith(".png"):
-            self._do(*self._doing)
+            self._kill()
         elif self._kill_at == "written" and event == "open" and str(arguments[0]).endswith(".png.part"):
             self._kill_at = None
             self._when_there(str(arguments[0]))
@@ -300,7 +302,7 @@ class Person(QObject):
         def wait() -> None:
             while not (os.path.exists(path) and os.path.getsize(path)):
                 pass
-            self._do(*self._doing)
+            self._kill()
 
         threading.Thread(target=wait, daemon=True).start()
 

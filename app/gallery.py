@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from datetime import date, datetime, timedelta
+from datetime import date, timedelta
 from typing import Any
 
 from PySide6.QtCore import (
@@ -76,9 +76,9 @@ class Gallery(QAbstractListModel):
         self.shown: list[Picture] = []
         self._names: dict[int, str] = {}
 
-    def load(self) -> None:
-        """Everything, from the index."""
-        self._all = self._history.pictures()
+    def load(self, pictures: list[Picture] | None = None) -> None:
+        """Everything, from the index, or as another thread has read it there."""
+        self._all = self._history.pictures() if pictures is None else pictures
         self.filter(self._text, self._favourites)
 
     def filter(self, text: str, favourites: bool = False) -> None:
@@ -235,21 +235,17 @@ class Grid(QAbstractItemView):
         width = self.viewport().width()
         self._columns = max(2, (width + GAP) // (LEAST + GAP))
         self._side = max(16, (width - (self._columns - 1) * GAP) // self._columns)
-        self._starts, self._tops, self._days, top, day = [], [], [], 0, None
-        today = date.today()
-        for row, picture in enumerate(pictures):
-            key = int(picture.mtime + OFFSET(picture.mtime)) // 86400
-            if key != day:
-                if day is not None:
-                    top += self._rows(row - self._starts[-1]) + GAP
-                day = key
-                self._starts.append(row)
-                self._tops.append(top)
-                self._days.append(day_name(date.fromtimestamp(picture.mtime), today))
-                top += HEADER
-        if day is not None:
-            top += self._rows(len(pictures) - self._starts[-1])
-        self._height = top
+        self._starts, self._tops, self._days = [], [], []
+        today, row, top = date.today(), 0, 0
+        while row < len(pictures):
+            day = made_on(pictures[row])
+            end = bisect.bisect_left(pictures, True, row + 1, key=lambda one, day=day: made_on(one) < day)
+            self._starts.append(row)
+            self._tops.append(top)
+            self._days.append(day_name(day, today))
+            top += HEADER + self._rows(end - row) + GAP
+            row = end
+        self._height = max(0, top - GAP)
         self._update_bar()
         self.viewport().update()
 
@@ -468,16 +464,9 @@ class Grid(QAbstractItemView):
         return [self._pictures[row] for row in rows]
 
 
-def OFFSET(moment: float) -> int:  # noqa: N802
-    """Seconds from UTC at a moment, looked up once an hour: asking for each of many pictures is slow."""
-    hour = int(moment) // 3600
-    if hour not in _offsets:
-        offset = datetime.fromtimestamp(moment).astimezone().utcoffset()
-        _offsets[hour] = int(offset.total_seconds()) if offset else 0
-    return _offsets[hour]
-
-
-_offsets: dict[int, int] = {}
+def made_on(picture: Picture) -> date:
+    """Its day, here."""
+    return date.fromtimestamp(picture.mtime)
 
 
 def day_name(day: date, today: date) -> str:

@@ -10,8 +10,9 @@ import contextlib
 import json
 import os
 import sqlite3
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 from mlxldm.job import Job
 
 VERSION = 2
+TURN = threading.Lock()  # to write; one in this process at a time
 
 # With an index of beginnings: a letter begins words in every prompt, whose lists would else be joined at every search.
 WORDS = """
@@ -99,6 +101,7 @@ class History:
     def __init__(self, path: Path | str):
         self.path = str(path)
         self.damaged: str | None = None
+        self.edits = 0  # how often pictures were changed through this one, counted when they are
         try:
             self._db = self._opened()
         except sqlite3.DatabaseError as error:
@@ -131,6 +134,13 @@ class History:
             raise
         return db
 
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction, when it is our turn: SQLite lets another thread's wait in sleeps of up to a tenth of a second."""
+        with TURN, self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield self._db
+
     def close(self) -> None:
         """Nothing more from here."""
         self._db.close()
@@ -149,15 +159,20 @@ class History:
     def add_job(self, job: Job, pos: float) -> Entry:
         """A job, on the disk when this returns."""
         params, now = json.dumps(job.to_json()), time.time()
-        cursor = self._db.execute(
-            "INSERT INTO job (pos, state, params, count, created) VALUES (?, 'waiting', ?, ?, ?)",
-            (pos, params, job.count, now),
-        )
+        with self._writing() as db:
+            cursor = db.execute(
+                "INSERT INTO job (pos, state, params, count, created) VALUES (?, 'waiting', ?, ?, ?)",
+                (pos, params, job.count, now),
+            )
         assert cursor.lastrowid is not None
         return Entry(cursor.lastrowid, pos, "waiting", job, 0, now, None, 0)
 
     def keep_job(self, entry: Entry) -> None:
         """What has changed of a job."""
+        with self._writing():
+            self._keep(entry)
+
+    def _keep(self, entry: Entry) -> None:
         self._db.execute(
             "UPDATE job SET pos = ?, state = ?, done = ?, error = ?, crashes = ? WHERE id = ?",
             (entry.pos, entry.state, entry.done, entry.error, entry.crashes, entry.id),
@@ -165,33 +180,35 @@ class History:
 
     def drop_jobs(self, numbers: Iterable[int]) -> None:
         """Forget jobs."""
-        self._db.executemany("DELETE FROM job WHERE id = ?", [(number,) for number in numbers])
+        with self._writing() as db:
+            db.executemany("DELETE FROM job WHERE id = ?", [(number,) for number in numbers])
 
     def will_save(self, entry: Entry, path: Path) -> None:
         """The job's next picture is about to be written to `path`, where nothing is."""
-        self._db.execute("INSERT OR REPLACE INTO saving (job, path) VALUES (?, ?)", (entry.id, str(path)))
+        with self._writing() as db:
+            db.execute("INSERT OR REPLACE INTO saving (job, path) VALUES (?, ?)", (entry.id, str(path)))
 
     def has_saved(self, entry: Entry, found: Found) -> Picture:
         """It is written: in the index, and among the job's `done`, which are counted already; both or neither."""
-        with self._db:
-            self._db.execute("BEGIN")
-            self.keep_job(entry)
-            self._db.execute("DELETE FROM saving WHERE job = ?", (entry.id,))
-            return self._put(found)
+        with self._writing() as db:
+            self._keep(entry)
+            db.execute("DELETE FROM saving WHERE job = ?", (entry.id,))
+            picture = self._put(found)
+        self.edits += 1
+        return picture
 
     def recover(self) -> list[Path]:
         """At the start, whatever the end was like: what ran is paused, what is made is counted, what is whole is gone.
 
         Returns where pictures were about to be; what is not there is not made.
         """
-        with self._db:
-            self._db.execute("BEGIN IMMEDIATE")
-            saving = self._db.execute("SELECT job, path FROM saving").fetchall()
+        with self._writing() as db:
+            saving = db.execute("SELECT job, path FROM saving").fetchall()
             made = [(number,) for number, path in saving if os.path.exists(path)]
-            self._db.executemany("UPDATE job SET done = done + 1 WHERE id = ?", made)
-            self._db.execute("DELETE FROM saving")
-            self._db.execute("UPDATE job SET state = 'paused' WHERE state = 'running'")
-            self._db.execute("DELETE FROM job WHERE done >= count")
+            db.executemany("UPDATE job SET done = done + 1 WHERE id = ?", made)
+            db.execute("DELETE FROM saving")
+            db.execute("UPDATE job SET state = 'paused' WHERE state = 'running'")
+            db.execute("DELETE FROM job WHERE done >= count")
         return [Path(path) for _, path in saving]
 
     # The pictures.
@@ -225,9 +242,10 @@ class History:
 
     def add_pictures(self, found: Iterable[Found]) -> list[Picture]:
         """Put files into the index, or what has changed of them."""
-        with self._db:
-            self._db.execute("BEGIN")
-            return [self._put(one) for one in found]
+        with self._writing():
+            pictures = [self._put(one) for one in found]
+        self.edits += 1
+        return pictures
 
     def _put(self, one: Found) -> Picture:
         job = one.record.get("job")
@@ -247,13 +265,15 @@ class History:
 
     def missing(self, paths: Iterable[str], gone: bool = True) -> None:
         """Files that are not there now, or are again."""
-        with self._db:
-            self._db.execute("BEGIN")
-            self._db.executemany("UPDATE image SET missing = ? WHERE path = ?", [(gone, path) for path in paths])
+        with self._writing() as db:
+            db.executemany("UPDATE image SET missing = ? WHERE path = ?", [(gone, path) for path in paths])
+        self.edits += 1
 
     def favour(self, numbers: Iterable[int], favourite: bool) -> None:
         """A heart, or none. It lives here only: a person's file is never written again."""
-        self._db.executemany("UPDATE image SET fav = ? WHERE id = ?", [(favourite, number) for number in numbers])
+        with self._writing() as db:
+            db.executemany("UPDATE image SET fav = ? WHERE id = ?", [(favourite, number) for number in numbers])
+        self.edits += 1
 
     def last_prompts(self, count: int = 20) -> list[str]:
         """The newest prompts, each once."""

@@ -117,12 +117,12 @@ class Rescan(QObject):
     """Brings the index to what the folder has, in a thread of its own with a connection of its own."""
 
     progress = Signal(int, int)  # files seen, files in all
-    changed = Signal()  # there are other pictures now
+    changed = Signal(object, int)  # all pictures there are now, and how many edits of `history` they surely contain
     finished = Signal()
 
-    def __init__(self, database: str, folder: Path, parent: QObject | None = None):
+    def __init__(self, history: History, folder: Path, parent: QObject | None = None):
         super().__init__(parent)
-        self._database, self._folder = database, folder
+        self._history, self._folder = history, folder
         self._thread: threading.Thread | None = None
         self._again = self._stop = False
 
@@ -147,7 +147,7 @@ class Rescan(QObject):
             self.finished.emit()
 
     def _scan_all(self) -> None:
-        history = History(self._database)
+        history = History(self._history.path)
         try:
             self._again = True
             while self._again and not self._stop:
@@ -171,10 +171,12 @@ class Rescan(QObject):
         for at in range(0, len(new), BATCH):
             if self._stop:
                 return
-            history.add_pictures(found for found in map(read, new[at : at + BATCH]) if found is not None)
+            found = list(filter(None, map(read, new[at : at + BATCH])))  # before the window has to wait to write
+            history.add_pictures(found)
             self.progress.emit(min(at + BATCH, len(new)), len(new))
         if missing or new:
-            self.changed.emit()
+            edits = self._history.edits
+            self.changed.emit(history.pictures(), edits)
 
 
 def _files(folder: Path) -> Any:

@@ -152,7 +152,7 @@ class Window(QMainWindow):
         self.undo_stack.setUndoLimit(200)
         self.gallery_model = Gallery(self.history)
         self.thumbnails = Thumbnails(places.cache(), self)
-        self.rescan = Rescan(self.history.path, places.pictures(), self)
+        self.rescan = Rescan(self.history, places.pictures(), self)
         self.shown: Picture | None = None  # the picture in the middle
         self._following = True  # whether new pictures are shown by themselves
         self._rows: list[dict[str, Any]] = []
@@ -886,13 +886,13 @@ class Window(QMainWindow):
         elif self.gallery_model.shown and self.shown is None:
             self._select(0)
 
-    def _reload(self) -> None:
+    def _reload(self, found: list[Picture], edits: int) -> None:
         if self._closed:
             return
         number = self.shown.id if self.shown is not None else -1
         bar = self.side.grid.verticalScrollBar()
         place = bar.value()
-        self.gallery_model.load()
+        self.gallery_model.load(found if edits == self.history.edits else None)
         if self.shown is not None and not os.path.exists(self.shown.path):
             self._show(None)
         self._select_again(number)

@@ -31,7 +31,7 @@ def file(folder, name: str, prompt: str, seed: int = 1, when: float = 0.0):
 
 def scanned(database, folder) -> None:
     application()
-    rescan = pictures.Rescan(str(database), folder)
+    rescan = pictures.Rescan(History(database), folder)
     done = []
     rescan.finished.connect(lambda: done.append(1))
     rescan.start()

@@ -20,6 +20,13 @@ NO_QT = (
 )
 
 
+class Forgetful(dict):
+    """What `linecache` keeps: nothing. To see who uses Qt, PySide reads the source of every module that is imported
+    after it, through there, and would leave three megabytes of it."""
+
+    def __setitem__(self, name: object, lines: object) -> None: ...
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Start. Exit code 0; 2 where Qt is missing; the worker's own with `--worker`; 1 where `--smoke` did not work."""
     if getattr(sys, "frozen", False):
@@ -38,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--worker", action="store_true", help="be the worker of a bundled app")
     asked = parser.parse_args(arguments)
+    linecache.cache = Forgetful()
     try:
         import PySide6.QtWidgets  # noqa: F401
     except ImportError:
@@ -69,7 +77,7 @@ def _window(files: list[str], smoke: bool) -> int:
     from .window import Window
 
     theme.apply(app, str(places.settings().value("appearance", "system")))
-    linecache.clearcache()  # PySide read the sources of all modules into it, to see which of them use Qt
+    linecache.cache = {}
     try:
         window = Window()
     except sqlite3.OperationalError as error:

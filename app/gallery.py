@@ -239,7 +239,7 @@ class Grid(QAbstractItemView):
         today, row, top = date.today(), 0, 0
         while row < len(pictures):
             day = made_on(pictures[row])
-            end = bisect.bisect_left(pictures, True, row + 1, key=lambda one, day=day: made_on(one) < day)
+            end = bisect.bisect_right(pictures, -day.toordinal(), row + 1, key=lambda one: -made_on(one).toordinal())
             self._starts.append(row)
             self._tops.append(top)
             self._days.append(day_name(day, today))

@@ -98,8 +98,9 @@ class History:
     `sqlite3.OperationalError` where it cannot be used now: the disk is full, or it may not be written. It stays then.
     """
 
-    def __init__(self, path: Path | str):
-        self.path = str(path)
+    def __init__(self, path: Path | str, durable: bool = True):
+        """Where not `durable`, a power cut takes what was written last: for what is made again from the files."""
+        self.path, self._durable = str(path), durable
         self.damaged: str | None = None
         self.edits = 0  # how often pictures were changed through this one, counted when they are
         try:
@@ -118,8 +119,11 @@ class History:
         db = sqlite3.connect(self.path, timeout=10, isolation_level=None)
         try:
             db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")  # a job that was taken is on the disk
-            db.execute("PRAGMA wal_autocheckpoint = 1")  # and in this file: a -wal is easily taken for rubbish
+            if self._durable:
+                db.execute("PRAGMA synchronous = FULL")  # a job that was taken is on the disk
+                db.execute("PRAGMA wal_autocheckpoint = 1")  # and in this file: a -wal is easily taken for rubbish
+            else:
+                db.execute("PRAGMA synchronous = NORMAL")  # waits for the disk once in a thousand pages
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
                 db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
@@ -136,7 +140,7 @@ class History:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction, when it is our turn: SQLite lets another thread's wait in sleeps of up to a tenth of a second."""
+        """A transaction, when it is our turn: SQLite itself would let a thread wait in sleeps of up to 100 ms."""
         with TURN, self._db:
             self._db.execute("BEGIN IMMEDIATE")
             yield self._db

@@ -23,7 +23,7 @@ from .places import digest
 
 CHUNK = "mlxldm"  # the text in a PNG that has the job and what made it
 INPUTS = ("image", "mask", "depth", "semantic")  # fields of a job that name a picture
-BATCH = 250
+BATCH = 100  # files of a transaction, for which the window's own may have to wait
 
 
 def save(folder: Path, png: bytes, prompt: str) -> Path:
@@ -147,7 +147,7 @@ class Rescan(QObject):
             self.finished.emit()
 
     def _scan_all(self) -> None:
-        history = History(self._history.path)
+        history = History(self._history.path, durable=False)
         try:
             self._again = True
             while self._again and not self._stop:

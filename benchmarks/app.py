@@ -380,13 +380,8 @@ FAKE = [str(ROOT / "tests" / "fake_worker.py")]
 
 
 def rebuild(options: argparse.Namespace) -> dict[str, float]:
-    """The index is gone: how long until all pictures are there, and how long the window waited at most.
-
-    Ten wishes a second are put into the queue meanwhile: they go into the same database.
-    """
+    """The index is gone: how long until all pictures are there, and how long the window waited at most."""
     from PySide6.QtCore import QTimer
-
-    from mlxldm.job import Job
 
     data = Path(os.environ["MLXLDM_HOME"]) / "app"
     for left in data.glob("mlxldm.db*"):
@@ -403,10 +398,6 @@ def rebuild(options: argparse.Namespace) -> dict[str, float]:
     clock = QTimer(interval=1)
     clock.timeout.connect(beat)
     clock.start()
-    wishes = QTimer(interval=100)
-    window.queue.pause()
-    wishes.timeout.connect(lambda: window.queue.add(Job(prompt="a fox")))
-    wishes.start()
     until(lambda: len(window.gallery_model.shown) == options.count)
     took = time.perf_counter() - began
     beat()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -12,10 +13,11 @@ from datetime import date
 
 import fake_worker
 import pytest
-from app_things import application, full_disk, until
+from app_things import application, full_disk, gone, until
 
 from mlxldm.job import Job
 from mlxldm_app import pictures, thumbnails
+from mlxldm_app.gallery import Gallery, Grid
 from mlxldm_app.history import Found, History, Picture
 
 
@@ -207,3 +209,50 @@ def test_a_full_disk_leaves_no_half_of_a_thumbnail(tmp_path):
     assert not [one for one in (tmp_path / "cache").rglob("*") if one.is_file()]
     assert thumbnails._small(picture, tmp_path / "cache").width() == 341
     assert [one.suffix for one in (tmp_path / "cache").rglob("*") if one.is_file()] == [".jpg"]
+
+
+def test_what_a_scan_has_read_is_shown_unless_something_was_edited_since(tmp_path):
+    file(tmp_path / "p", "a.png", "a fox", when=1e9)
+    application()
+    history, heard = History(tmp_path / "a.db"), []
+    rescan = pictures.Rescan(history, tmp_path / "p")
+    rescan.changed.connect(lambda found, edits: heard.append((found, edits)))
+    rescan.start()
+    until(lambda: heard)
+    rescan.close()
+    assert heard == [(history.pictures(), history.edits)] and len(heard[0][0]) == 1
+    before = history.edits
+    (one,) = history.pictures()
+    history.favour([one.id], True)
+    history.missing([one.path])
+    history.add_pictures([pictures.read(one.path)])
+    entry = history.add_job(Job(seed=1), 1.0)
+    history.has_saved(entry, pictures.read(file(tmp_path / "p", "b.png", "an owl")))
+    assert history.edits == before + 4
+    model = Gallery(history)
+    model.load([])
+    assert not model.shown
+    model.load()
+    assert len(model.shown) == 2
+
+
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="this system's clock cannot be moved to another zone")
+def test_days_are_found_whatever_the_clock_does(tmp_path, monkeypatch):
+    """As each picture's day says, one by one; pictures of the future among them, and both changes of the clock."""
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    time.tzset()
+    application()
+    history = History(tmp_path / "a.db")
+    whens = [time.time() + 5e6, time.time()] + [1.7e9 - 4321.0 * at for at in range(9000)]
+    history.add_pictures(Found(f"/{at}.png", when, 1, 8, 8, {}) for at, when in enumerate(whens))
+    model = Gallery(history)
+    grid = Grid(thumbnails.Thumbnails(tmp_path / "t"))
+    grid.setModel(model)
+    model.load()
+    days = [date.fromtimestamp(one.mtime) for one in model.shown]
+    assert grid._starts == [row for row, day in enumerate(days) if row == 0 or day != days[row - 1]]
+    places = [grid._rect(row) for row in range(200)]
+    assert not any(a.intersects(b) for a, b in itertools.pairwise(places))
+    gone(grid)
+    monkeypatch.undo()
+    time.tzset()

@@ -41,8 +41,8 @@ sys.exit(app.__main__.main([]))
 # Frameworks, which would take a second and hundreds of megabytes; and what loads libraries of several megabytes
 # (OpenSSL, Qt's network) for things that can be had without them.
 NOT_LOADED = ("numpy", "PIL", "mlx", "torch", "hashlib", "ssl", "multiprocessing", "asyncio", "PySide6.QtNetwork")
-# Opened by few, and seldom: their windows and lists are imported when they are.
-NOT_YET = ("app.mask", "app.canvas", "app.model_sheet", "app.shelf", "app.settings", "app.remote")
+# Opened seldom: imported when they are.
+NOT_YET = ("app.model_sheet", "app.shelf", "app.settings", "app.remote")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="how much memory a process has is asked of Linux")

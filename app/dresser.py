@@ -23,6 +23,7 @@ class Dresser(QObject):
         super().__init__(parent)
         self._client, self._panel = client, panel
         self._model = ""  # of what the panel shows, or will soon
+        self._added = ""  # a file that nobody has said anything of yet
         panel.changed.connect(self._follow)
         client.ready.connect(lambda _: self.refresh())
 
@@ -34,7 +35,7 @@ class Dresser(QObject):
     def refresh(self, added: str = "") -> None:
         """What is there now. `added`: a file that was just added; a LoRA gets a row."""
         model = self._panel.current
-        self._model = model.name
+        self._model, self._added = model.name, added or self._added
 
         def listed(message: dict[str, Any], payload: bytes) -> None:
             try:
@@ -42,16 +43,21 @@ class Dresser(QObject):
             except ValueError:
                 rows = []
             self._panel.set_adapters(Wardrobe(row for row in rows if isinstance(row, dict)))
-            if added:
-                self._take(added)
+            self._take()
 
         if model.name and model.usable:
             self._client.ask("adapters", listed, "adapters", model=model.name)
+        else:
+            self._panel.set_adapters(Wardrobe())
+            self._take()
 
-    def _take(self, path: str) -> None:
-        """A file that was added, if it is one of ours."""
+    def _take(self) -> None:
+        """A file that was added: what it is, now that there is a list with it."""
+        path, self._added = self._added, ""
         adapter = self._panel.loras.wardrobe.at(path)
         name = f"‘{Path(path).name}’"
+        if not path:
+            return
         if adapter is None:
             self.notice.emit(Notice(f"{name} was added to the models.", kind="news"))
         elif not adapter.fits:

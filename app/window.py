@@ -628,6 +628,7 @@ class Window(QMainWindow):
         if rows != self._rows:
             self._rows = rows
             self.panel.set_models(usable(rows))
+            self.dresser.refresh()
             if self._wanted is not None:  # what was remembered, now that its model can be shown
                 job, self._wanted = self._wanted, None
                 self.panel.show_job(job)

@@ -458,6 +458,7 @@ STATES = {
     "error": ("memory of a fox", lambda window: window.queue.state is State.ERROR),
     "crashed": ("crash of a fox", lambda window: window.queue.state is State.CRASHED and window.client.greeting),
     "painting": (None, lambda window: window.inpaint.isVisible() or window.do_extend()),
+    "wearing": (None, lambda window: len(window.panel.loras.rows) == 4 and window.panel.loras.wardrobe.all),
     "comparing": (None, lambda window: window.comparing.isVisible() or window.do_compare()),
 }
 
@@ -466,9 +467,11 @@ STATES = {
 @pytest.mark.parametrize("state", STATES)
 def test_nothing_is_clipped_and_nothing_is_outside(opened, place, state, size):
     files(place, 5)
-    window = opened("--pace", "0.05", size=size)
+    window = opened("--pace", "0.05", *(["--loras"] if state == "wearing" else []), size=size)
     until(lambda: len(window.gallery_model.shown) == 5)
-    window.panel.show_job(Job(prompt="fine", model="dreamshaper-8", count=64))
+    worn = ("ink wash:-0.85", "Detail tweaker (more of everything, v2):1:0.5", "xl-film", "lost")
+    worn = worn if state == "wearing" else ()
+    window.panel.show_job(Job(prompt="fine, <lora:ink wash:1>", model="dreamshaper-8", count=64, loras=worn))
     window.panel.disclosure.setChecked(True)
     window.panel.advanced.button.setChecked(True)
     window.start_from(window.shown.path)
@@ -506,7 +509,7 @@ def test_nothing_is_clipped_and_nothing_is_outside(opened, place, state, size):
         shown = box.lineEdit()
         assert QFontMetrics(box.font()).horizontalAdvance(shown.text()) + 12 <= shown.width() + 6, shown.text()
     masking, advanced = window.panel.masking, window.panel.advanced
-    for box in (masking.grow, masking.blur, advanced.clip_skip):
+    for box in (masking.grow, masking.blur, advanced.clip_skip, *(row.weight.box for row in window.panel.loras.rows)):
         shown = box.lineEdit()
         assert QFontMetrics(box.font()).horizontalAdvance(shown.text()) + 12 <= shown.width() + 6 or not box.isVisible()
     for combo in (window.panel.model, window.panel.sampler, window.panel.spacing, window.panel.shape, advanced.hires,
@@ -518,9 +521,10 @@ def test_nothing_is_clipped_and_nothing_is_outside(opened, place, state, size):
 
 def test_everything_that_takes_the_focus_has_a_name(opened, place):
     files(place, 2)
-    window = opened()
+    window = opened("--loras")
     window.panel.disclosure.setChecked(True)
-    until(lambda: window.shown is not None)
+    window.panel.show_job(Job(prompt="fine", loras=("ink wash", "soft light")))
+    until(lambda: window.shown is not None and len(window.panel.loras.rows) == 2 and window.panel.loras.wardrobe.all)
     window._add(Job(prompt="fault", seed=1))
     until(lambda: window.viewer.bar.isVisible())
     named = 0

@@ -82,6 +82,7 @@ def draw(app, state: str, scheme: str, size: str, made: list[Path], target: Path
         flags = ["--pace", "0.12"] if state in ("generating", "stopping", "corner") else ["--pace", "0.02"]
         flags += ["--load", "60"] if state == "loading" else []
         flags += ["--refuse"] if state == "down" else []
+        flags += ["--loras"] if state == "wearing" else []
         client = Client((sys.executable, [str(ROOT / "tests" / "fake_worker.py"), *flags], {}))
         window = Window(client)
         window.settings.setValue("appearance", scheme)
@@ -250,14 +251,22 @@ def advanced(app, window) -> None:
     window.panel._scroll.verticalScrollBar().setValue(10_000)
 
 
+def wearing(app, window) -> None:
+    """LoRAs: on, off, and for another model."""
+    chosen(window, loras=("ink wash:0.8", "soft light:1.2", "xl-film:0.5"))
+    window.panel.disclosure.setChecked(False)
+    until(app, lambda: window.panel.loras.wardrobe.all)
+    window.panel.loras.rows[1].switch.click()
+
+
 def first(app, window) -> None:
     """Nothing was ever made."""
 
 
 STATES = {
     one.__name__: one
-    for one in (first, idle, loading, generating, corner, painting, comparing, advanced, stopping, error, crashed,
-                down, waiting)
+    for one in (first, idle, loading, generating, corner, painting, comparing, advanced, wearing, stopping, error,
+                crashed, down, waiting)
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -332,6 +333,18 @@ class LoraRows(QWidget):
             self.wears = wears
             self._show()
             self.changed.emit()
+
+    def state(self) -> str:
+        """All rows, for the next start: a job has only those that count."""
+        return json.dumps([[wear.text, wear.on] for wear in self.wears])
+
+    def recall(self, state: Any) -> None:
+        """The rows of the last start; those of another version are left as they are."""
+        try:
+            rows = [(text, on) for text, on in json.loads(state) if isinstance(text, str) and isinstance(on, bool)]
+        except (TypeError, ValueError):
+            return
+        self.show_wears(tuple(replace(Wear.of(text), on=on) for text, on in rows))
 
     def show_wardrobe(self, wardrobe: Wardrobe) -> None:
         """What there is, and what of it fits the model."""

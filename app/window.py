@@ -633,6 +633,7 @@ class Window(QMainWindow):
                 job, self._wanted = self._wanted, None
                 self.panel.show_job(job)
                 self._start_is_meant = self.panel.image is not None
+                self.panel.loras.recall(self.settings.value("loras"))
 
     def _ask(self, job: Job) -> None:
         """How long this takes, how much memory, how many words: asked without its pictures, which change none of it."""
@@ -1242,6 +1243,8 @@ class Window(QMainWindow):
         settings.setValue("advanced", "true" if self.panel.advanced.button.isChecked() else "false")
         job = self.panel.job() if self._wanted is None else self._wanted.replace(prompt=self.panel.prompt.toPlainText())
         settings.setValue("job", json.dumps(job.to_json()))
+        if self._wanted is None:
+            settings.setValue("loras", self.panel.loras.state())
         settings.sync()
 
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802

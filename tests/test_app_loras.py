@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import adapter_files
 import pytest
 from app_things import application, command, gone, spend, until
+from conftest import needs_mlx
 from PySide6.QtCore import QMimeData, QPointF, Qt, QUrl
-from PySide6.QtGui import QDropEvent, QTextCursor, QUndoStack
+from PySide6.QtGui import QDropEvent, QImage, QTextCursor, QUndoStack
 from PySide6.QtTest import QTest
 
 from mlxldm.adapters import Wish, wish
@@ -234,6 +236,61 @@ def test_a_dropped_lora_is_registered_and_gets_a_row(window, tmp_path):
     assert window.panel.job().loras == () and window.panel.loras.wardrobe.get("my lora"), "it stays registered"
     assert "does not fit the model" in drop(tmp_path / "xl lora.safetensors") and not window.panel.loras.rows
     assert "added to the models" in drop(tmp_path / "dream.safetensors")
+
+
+def test_rows_that_are_off_are_there_at_the_next_start(window):
+    panel = window.panel
+    panel.show_job(Job(prompt="a fox", width=64, height=64, loras=("ink wash:0.8", "xl-film:0.5", "soft light:-1")))
+    panel.loras.rows[0].switch.click()
+    worn = panel.loras.wears
+    assert panel.job().loras == ("soft light:-1",)
+    window.close()
+    again = Window(Client(command("--loras")))
+    try:
+        until(lambda: again.panel.loras.wears == worn and again.panel.loras.wardrobe.all)
+        assert again.panel.job() == panel.job()
+    finally:
+        again.close()
+        gone(again, again.client)
+
+
+@pytest.mark.parametrize("state", [None, "", "{", "3", "[3]", '[["a", 3]]', '[[3, true], ["ink", false]]'])
+def test_rows_of_another_version_are_read_as_far_as_they_go(rows, state):
+    rows.recall(state)
+    assert rows.texts() == () and len(rows.wears) == (state is not None and "ink" in state)
+
+
+@needs_mlx
+def test_a_lora_in_a_window_with_the_real_worker(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLXLDM_HOME", str(tmp_path / "home"))
+    path = adapter_files.for_the_embedded(tmp_path / "Ink (v2).safetensors", {"modelspec.trigger_phrase": "in ink"}, 2)
+    application()
+    window = Window()
+    window.show()
+    panel = window.panel
+    try:
+        until(lambda: window.client.greeting and panel.model.count(), 60)
+        assert panel.loras.isHidden()
+        panel.show_job(Job(prompt="a red house", seed=5, steps=2, width=64, height=64))
+        panel.make(False)
+        until(lambda: len(window.gallery_model.shown) == 1 and not window.queue.state.busy, 60)
+        window.take_file(str(path))
+        until(lambda: panel.loras.rows, 60)
+        assert "was added to the LoRAs" in window.viewer.bar.words.text() and panel.job().loras == ("Ink (v2):1",)
+        panel.loras.rows[0].weight.box.setValue(0.5)
+        panel.loras.rows[0].word.click()
+        assert panel.prompt.toPlainText() == "a red house, in ink"
+        panel.prompt.replace("a red house")
+        panel.make(False)
+        until(lambda: len(window.gallery_model.shown) == 2 and not window.queue.state.busy, 60)
+        assert "2 of the tensors of ‘Ink (v2).safetensors’ have no place" in window.viewer.bar.words.text()
+        one, other = (QImage(picture.path) for picture in window.gallery_model.shown)
+        assert one != other and window.job_of(window.gallery_model.shown[0]).loras == ("Ink (v2):0.5",)
+        made_by = window.history.record(window.gallery_model.shown[0].id)["made_by"]
+        assert told(made_by["adapters"])[0].startswith("Ink (v2):0.5: lora; ")
+    finally:
+        window.close()
+        gone(window)
 
 
 def test_a_picture_says_what_its_loras_did_and_what_was_left_is_a_warning(window, monkeypatch):

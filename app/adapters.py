@@ -118,14 +118,6 @@ class Wardrobe:
         real = os.path.realpath(path)
         return next((one for one in self.all if one.path and os.path.realpath(one.path) == real), None)
 
-    def named(self, *texts: str) -> tuple[str, ...]:
-        """The textual inversions whose words are in some prompts: a job has to name them."""
-        return tuple(one.name for one in self.inversions if any(_has(text, one.words) for text in texts))
-
-
-def _has(text: str, words: Iterable[str]) -> bool:
-    return any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) for word in words if word)
-
 
 def told(effect: Any) -> list[str]:
     """What a picture's record says its adapters did, in lines; nothing for what is no such record."""

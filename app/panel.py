@@ -280,10 +280,8 @@ class Panel(QWidget):
         )  # fmt: skip
 
     def _embeddings(self) -> tuple[str, ...]:
-        """The textual inversions that the prompts name, and those of a restored job that are not known here."""
-        wardrobe = self.loras.wardrobe
-        named = wardrobe.named(self.prompt.toPlainText(), self.negative.toPlainText())
-        return named + tuple(name for name in self._rest.embeddings if wardrobe.get(name) is None)
+        """Those of a restored job that are not registered: the worker finds the others by their words."""
+        return tuple(name for name in self._rest.embeddings if self.loras.wardrobe.get(name) is None)
 
     def show_job(self, job: Job) -> None:
         """Bring all controls to a job, at once."""

@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         multiprocessing.freeze_support()
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--worker" in arguments:
-        sys.argv = [sys.argv[0]]
+        sys.argv = [sys.argv[0], *(one for one in arguments if one != "--worker")]
         runpy.run_module("mlxldm.worker", run_name="__main__", alter_sys=True)
         return 0
     parser = argparse.ArgumentParser(prog="mlxldm-app", description="The desktop app of mlxldm.")
@@ -56,14 +56,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _window(files: list[str], smoke: bool) -> int:
     from PySide6.QtCore import QTimer
-    from PySide6.QtWidgets import QApplication
+
+    from .mac import Application
 
     if smoke:  # not among a person's pictures, and with no queue but its own
         import tempfile
 
         place = tempfile.TemporaryDirectory(prefix="mlxldm-smoke-", ignore_cleanup_errors=True)
         os.environ["MLXLDM_HOME"] = place.name
-    app = QApplication(sys.argv[:1])
+    app = Application(sys.argv[:1])
     app.setApplicationName("mlxldm")  # and no organization, or every place would be called twice
     app.setApplicationDisplayName("mlxldm")
     app.setDesktopFileName("mlxldm")
@@ -85,6 +86,7 @@ def _window(files: list[str], smoke: bool) -> int:
         return 1
     window.show()
     handed.came.connect(lambda files: _come(window, files))
+    app.listen(window.take_file)
     for path in files:
         QTimer.singleShot(0, lambda path=path: window.take_file(path))
     return _smoke(app, window) if smoke else app.exec()

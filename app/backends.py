@@ -17,7 +17,9 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
-from .remote import Found, Place, Probe, count, is_host, memory
+from .probe import Found, Probe, count, memory
+from .remote import Place
+from .ssh import is_host
 from .widgets import Elided, restyle
 
 WIDTH = 440
@@ -88,7 +90,8 @@ class BackendPopover(QFrame):
     chosen = Signal(object)  # a Place
     hosts_changed = Signal(list)
 
-    def __init__(self, current: Place, hosts: list[str], parent: QWidget | None = None, version: str | None = None):
+    def __init__(self, current: Place, hosts: list[str], parent: QWidget | None = None, version: str | None = None,
+                 heading: str = "Where pictures are made"):  # fmt: skip
         super().__init__(parent, Qt.WindowType.Popup)
         self.setObjectName("popover")
         self.setFrameShape(QFrame.Shape.StyledPanel)
@@ -107,9 +110,9 @@ class BackendPopover(QFrame):
         self._layout = layout = QVBoxLayout(self)
         layout.setContentsMargins(16, 14, 16, 14)
         layout.setSpacing(10)
-        heading = QLabel("Where pictures are made")
-        heading.setProperty("heading", True)
-        layout.addWidget(heading)
+        title = QLabel(heading)
+        title.setProperty("heading", True)
+        layout.addWidget(title)
         self._list = QVBoxLayout()
         self._list.setSpacing(8)
         layout.addLayout(self._list)
@@ -148,6 +151,11 @@ class BackendPopover(QFrame):
         self.ask()
         self._fit()
         self.show()
+
+    def show_places(self, current: Place, hosts: list[str]) -> None:
+        """What is active and what is remembered, as it is now."""
+        self.current, self.hosts = current, list(hosts)
+        self._fill()
 
     def ask(self) -> None:
         """Ask this machine once what it has."""

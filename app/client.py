@@ -18,8 +18,11 @@ from typing import Any
 
 from PySide6.QtCore import QCoreApplication, QObject, QProcess, QProcessEnvironment, QTimer, Signal
 
+from .ssh import explained, line_broke
+
 Message = dict[str, Any]
 Answer = Callable[[Message, bytes], None]
+Command = tuple[str, list[str], dict[str, str]]
 
 PROTOCOL = 1
 LINE = 64 << 10  # bytes of a message's line, the most
@@ -31,9 +34,11 @@ BEAT = 5.0  # seconds between two pings, while nothing runs
 PATIENCE = 15.0  # seconds without an answer to them
 SLOW = 60.0  # seconds without a word while something runs, or ten of its usual steps if those are longer
 CRASHES, WITHIN = 3, 120.0  # so many crashes in so many seconds, and it stays down
+AGAIN = (5.0, 10.0, 20.0, 40.0, 60.0)  # seconds until another machine is tried again, after a line that broke
+GOODBYE = 3000  # milliseconds for one that is replaced to leave by itself
 
 
-def worker_command(module: str = "mlxldm.worker") -> tuple[str, list[str], dict[str, str]]:
+def worker_command(module: str = "mlxldm.worker") -> Command:
     """Program, arguments and environment of a worker: from a checkout or pip, in a Briefcase bundle, or PyInstaller's.
 
     A frozen app's `sys.executable` is the app itself: asked for a module it would open a second window.
@@ -116,7 +121,7 @@ class Crash:
 
     text: str  # the end of a sentence: "it used up the memory"
     details: str
-    kind: str  # "memory", "crash", "protocol", "start" or "refused"
+    kind: str  # "memory", "crash", "protocol", "start", "refused", or "line": no connection to its machine
 
 
 class Client(QObject):
@@ -126,14 +131,23 @@ class Client(QObject):
     said = Signal(object, object)  # a job's message that is no end, and its payload
     ended = Signal(str, object)  # a job's id and its end: done, cancelled or error; kind "crash" if the worker went
     crashed = Signal(object)  # a Crash; another worker is on its way
+    lost = Signal(object, float)  # a Crash: the line to its machine broke; seconds until it is tried again
+    replaced = Signal()  # it left for another one, which is on its way
     down = Signal(object)  # a Crash; no other comes until `start()`
     quiet = Signal(bool)  # it does not answer (True); it does again (False)
 
-    def __init__(self, command: tuple[str, list[str], dict[str, str]] | None = None, parent: QObject | None = None):
+    def __init__(self, command: Command | None = None, parent: QObject | None = None, host: str | None = None):
+        """`host`: the machine that `command` reaches through ssh, if it is another."""
         super().__init__(parent)
         self.greeting: Message | None = None  # what `ready` said, while it runs
         self.log: deque[str] = deque(maxlen=KEPT)
-        self._command = command or worker_command()
+        self._command, self._host = command or worker_command(), host
+        self._next: tuple[Command, str | None] | None = None  # who takes over when nothing runs
+        self._met = False  # whether this machine was ever reached
+        self._tries = 0
+        self._hello: dict[str, Any] = {}
+        self._again = QTimer(self, singleShot=True)
+        self._again.timeout.connect(self.start)
         self._process: QProcess | None = None
         self._frames = Frames()
         self._running: dict[str, str] = {}  # jobs that have not ended, by what they are
@@ -157,6 +171,7 @@ class Client(QObject):
 
     def start(self) -> None:
         """Start a worker, if there is none."""
+        self._again.stop()
         if self._process is not None:
             return
         program, arguments, environment = self._command
@@ -171,9 +186,47 @@ class Client(QObject):
         process.errorOccurred.connect(self._failed)
         self._process, self._frames, self._broken, self._refused = process, Frames(), None, None
         self._forced = self._leaving = False
+        self.log.clear()
         self._heard = time.monotonic()
         process.start(program, arguments)
         self._beat.start()
+
+    def use(self, command: Command, host: str | None = None) -> None:
+        """From now on another worker: at once, or when the job that runs has ended. It is not handed another one."""
+        self._next = command, host
+        if not self._running:
+            self._replace()
+
+    @property
+    def host(self) -> str | None:
+        """The other machine that it runs on, if it does."""
+        return self._host
+
+    @property
+    def leaving(self) -> bool:
+        """Whether another worker waits for the job that runs."""
+        return self._next is not None
+
+    def _replace(self) -> None:
+        assert self._next is not None
+        (self._command, self._host), self._next = self._next, None
+        process, self._process, self.greeting = self._process, None, None
+        self._met, self._tries = False, 0
+        self._answers.clear()
+        self._crashes.clear()
+        self.log.clear()
+        if process is not None:
+            for signal_, slot in ((process.readyReadStandardOutput, self._read), (process.finished, self._finished),
+                                  (process.readyReadStandardError, self._read_log),
+                                  (process.errorOccurred, self._failed)):  # fmt: skip
+                signal_.disconnect(slot)
+            process.finished.connect(process.deleteLater)
+            process.closeWriteChannel()
+            QTimer.singleShot(GOODBYE, process, process.kill)
+            if process.state() == QProcess.ProcessState.NotRunning:
+                process.deleteLater()
+        self.replaced.emit()
+        self.start()
 
     def kill(self) -> None:
         """End it now; running jobs end as cancelled, and another worker starts."""
@@ -185,6 +238,7 @@ class Client(QObject):
         """End it for good: politely, and after `wait` seconds not."""
         self._leaving = True
         self._beat.stop()
+        self._again.stop()
         process = self._process
         if process is not None and process.state() != QProcess.ProcessState.NotRunning:
             process.closeWriteChannel()
@@ -216,15 +270,21 @@ class Client(QObject):
         self._answers[name] = key or name, then
         self._send(op, id=name, **fields)
 
-    def say(self, op: str, **fields: Any) -> None:
-        """Tell it something that has no answer: hello, unload."""
-        self._send(op, **fields)
+    def greet(self, **fields: Any) -> None:
+        """How every worker is wanted from now on: the fields of `hello`."""
+        self._hello = fields
+        if self.greeting is not None:
+            self._send("hello", **fields)
+
+    def unload(self) -> None:
+        """Let it let go of its model."""
+        self._send("unload")
 
     def _send(self, op: str, payload: bytes = b"", **fields: Any) -> None:
         if self._process is None:
             return
         message = {"op": op, **fields, **({"bytes": len(payload)} if payload else {})}
-        self._process.write(json.dumps(message).encode() + b"\n" + payload)
+        self._process.write(json.dumps(message).encode() + b"\n" + bytes(payload))
 
     # From it.
 
@@ -258,7 +318,9 @@ class Client(QObject):
                 if self._process is not None:
                     self._process.closeWriteChannel()
                 return
-            self.greeting = message
+            self.greeting, self._met, self._tries = message, True, 0
+            if self._hello:
+                self._send("hello", **self._hello)
             self.ready.emit(message)
         elif isinstance(name, str) and name in self._answers:
             if event != "log":
@@ -266,7 +328,12 @@ class Client(QObject):
         elif isinstance(name, str) and name in self._running:
             if event in ENDS:
                 del self._running[name]
+                last = self._next is not None and not self._running
+                if last:
+                    self.greeting = None  # so that nobody gives it more
                 self.ended.emit(name, message)
+                if last:
+                    self._replace()
                 return
             if event == "step" and isinstance(message.get("seconds"), int | float):
                 self._slowest = max(self._slowest * 0.9, message["seconds"])
@@ -315,6 +382,8 @@ class Client(QObject):
             text, kind = "the system ended it, most likely because it used up the memory", "memory"
         elif status == QProcess.ExitStatus.CrashExit:
             text, kind = f"it crashed ({_signal(code)})", "crash"
+        elif self._host is not None and (not self._met or line_broke(details, code)):
+            text, kind = explained(self._host, details, code), "line"
         else:
             text, kind = f"it left with exit code {code}", "crash"
         self._gone(Crash(text, details, kind))
@@ -330,15 +399,24 @@ class Client(QObject):
             self.quiet.emit(False)
         self._answers.clear()
         unfinished, self._running = list(self._running), {}
-        if not (self._leaving or forced):
+        line = crash.kind == "line"
+        if not (self._leaving or forced or line):
             self._crashes.append(time.monotonic())
             stay = stay or (len(self._crashes) == CRASHES and self._crashes[-1] - self._crashes[0] < WITHIN)
         for name in unfinished:
-            lost = {"ev": "error", "id": name, "kind": "crash", "message": crash.text, "details": crash.details}
+            kind = "line" if line else "crash"
+            lost = {"ev": "error", "id": name, "kind": kind, "message": crash.text, "details": crash.details}
             self.ended.emit(name, {"ev": "cancelled", "id": name} if forced else lost)
         if self._leaving:
             return
-        if stay:
+        if self._next is not None:
+            self._replace()
+        elif line and self._met:
+            seconds = AGAIN[min(self._tries, len(AGAIN) - 1)]
+            self._tries += 1
+            self._again.start(int(seconds * 1000))
+            self.lost.emit(crash, seconds)
+        elif stay or line:
             self._crashes.clear()
             self.down.emit(crash)
         else:

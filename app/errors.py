@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass, field
 
 
@@ -14,6 +16,13 @@ class Notice:
     details: str = ""
     kind: str = "error"  # or "question", "news"
     about: int | None = field(default=None, compare=False)  # a job's number
+
+
+def report(notice: Notice, facts: list[str]) -> str:
+    """An error as a text to send: without what is quoted, which may be a prompt or a file, and without the home."""
+    said = re.sub("‘[^’]*’", "‘…’", notice.text)
+    text = "\n".join([*facts, "", said, "", notice.details])
+    return text.replace(os.path.expanduser("~"), "~")
 
 
 def of_job(title: str, end: dict) -> Notice:
@@ -54,10 +63,18 @@ def of_down(crash_text: str, details: str, kind: str) -> Notice:
     """The bar when there is no worker, and none comes by itself."""
     if kind == "refused":
         return Notice(f"Nothing here can draw: {crash_text}", (("Try again", "restart"),), details)
+    if kind == "line":
+        return Notice(crash_text, (("Try again", "restart"), ("Work on this machine", "work_here")), details)
     if kind == "start":
         return Notice(f"The generator cannot run: {crash_text}.", (("Try again", "restart"),), details)
     return Notice("The generator stopped three times in two minutes, so it was not started again. Your queue is kept.",
                   (("Start it again", "restart"),), f"{crash_text}\n\n{details}".strip())  # fmt: skip
+
+
+def of_line(crash_text: str, seconds: float, details: str) -> Notice:
+    """The bar when the line to another machine broke."""
+    return Notice(f"{crash_text} Trying again in {seconds:.0f} s; what waits goes on then.",
+                  (("Now", "restart"), ("Work on this machine", "work_here")), details)  # fmt: skip
 
 
 def of_waiting(count: int) -> Notice:

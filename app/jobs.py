@@ -12,6 +12,7 @@ import random
 import sqlite3
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from . import adapters, errors, pictures
 from .client import Client, Crash
 from .errors import Notice
 from .history import Entry, Found, History
+from .naming import PATTERN
 
 FORCE_AFTER = 3.0  # seconds of stopping, after which "Force stop" is offered
 MOST = 64  # pictures of one job
@@ -41,10 +43,11 @@ Index = QModelIndex | QPersistentModelIndex
 
 
 class State(Enum):
-    """What the window shows. Models that download and lines that broke join these when the app can do both."""
+    """What the window shows."""
 
     STARTING = "starting"  # no worker yet
     DOWN = "down"  # no worker, and none comes by itself
+    LOST = "lost"  # the line to its machine broke, and is tried again
     IDLE = "idle"
     LOADING = "loading"  # a model is being read
     GENERATING = "generating"
@@ -121,6 +124,7 @@ class Queue(QAbstractListModel):
     progressed = Signal(object)  # a Progress
     saved = Signal(object, object)  # a Picture of the index, and its Job
     announced = Signal(str)  # for screen readers
+    rested = Signal(bool)  # nothing runs any more, and nothing follows: whether the last one ended well
 
     ENTRY = Qt.ItemDataRole.UserRole
 
@@ -132,6 +136,7 @@ class Queue(QAbstractListModel):
         self.progress: Progress | None = None
         self.may_force = False
         self.inputs = inputs
+        self.pattern, self.inside, self.jpeg = PATTERN, True, False  # how files are called, and what is in them
         self._history, self._client, self._folder = history, client, folder
         self._unsaved: list[tuple[Entry, bytes, Job]] = []
         self._unwritten: list[Callable[[], None]] = []  # what the database could not take
@@ -150,6 +155,8 @@ class Queue(QAbstractListModel):
         client.ended.connect(self._ended)
         client.crashed.connect(self._crashed)
         client.down.connect(self._down)
+        client.lost.connect(self._lost)
+        client.replaced.connect(self._replaced)
         client.quiet.connect(self._quiet)
         self._sort()
 
@@ -350,8 +357,8 @@ class Queue(QAbstractListModel):
     # What the worker says.
 
     def _ready(self, message: dict[str, Any]) -> None:
-        if self.state in (State.STARTING, State.DOWN):
-            if self.state is State.DOWN:
+        if self.state in (State.STARTING, State.DOWN, State.LOST):
+            if self.state is not State.STARTING:
                 self.notice.emit(None)
             self.state = State.IDLE
         self._next()
@@ -406,16 +413,26 @@ class Queue(QAbstractListModel):
     def _save(self, entry: Entry, png: bytes, job: Job) -> bool:
         folder = self._folder()
         try:
-            path = pictures.place(folder, job.prompt)
+            path = pictures.place(folder, job, self.pattern)
             self._history.will_save(entry, path)
-            pictures.write(path, png)
+            pictures.write(path, png if self.inside else pictures.without_texts(png))
         except (OSError, sqlite3.Error) as error:
             self.notice.emit(errors.of_saving(getattr(error, "strerror", None) or str(error), str(folder)))
             return False
         found = pictures.read(path) or Found(str(path), time.time(), len(png), job.width or 1, job.height or 1, {})
+        if not self.inside:  # then the index alone knows
+            found = replace(found, record=pictures.record_of(png))
+        if self.jpeg:
+            self._copy(path)
         entry.done += 1
         self._write(lambda: self.saved.emit(self._history.has_saved(entry, found), job))
         return True
+
+    def _copy(self, path: Path) -> None:
+        try:
+            pictures.copy_as_jpeg(path)
+        except OSError as error:
+            self.notice.emit(Notice(f"‘{path.name}’ was saved, but not its JPEG: {error.strerror or error}."))
 
     def _ended(self, name: str, end: dict[str, Any]) -> None:
         entry = self._running
@@ -436,6 +453,8 @@ class Queue(QAbstractListModel):
                 self.notice.emit(self._warning)
         elif what == "cancelled":
             self._set(entry, state="cancelled", error=None)
+        elif end.get("kind") == "line":  # nothing is wrong with the job
+            self._set(entry, state="waiting")
         elif end.get("kind") == "crash":
             state, self._fell = State.CRASHED, entry
             entry.crashes += self._heard  # one that it had not begun with did not kill it
@@ -449,6 +468,8 @@ class Queue(QAbstractListModel):
         self._sort()
         self._become(state)
         self._next()
+        if self._running is None and not any(one.state == "waiting" for one in self._entries if not self.held):
+            self.rested.emit(what == "done")
 
     def _crashed(self, crash: Crash) -> None:
         entry, self._fell = self._fell, None
@@ -461,6 +482,15 @@ class Queue(QAbstractListModel):
         self._fell = None
         self.notice.emit(errors.of_down(crash.text, crash.details, crash.kind))
         self._become(State.DOWN)
+
+    def _lost(self, crash: Crash, seconds: float) -> None:
+        self.notice.emit(errors.of_line(crash.text, seconds, crash.details))
+        self._become(State.LOST)
+
+    def _replaced(self) -> None:
+        if self.state in (State.DOWN, State.LOST):
+            self.notice.emit(None)
+        self._become(State.STARTING)
 
     def _quiet(self, silent: bool) -> None:
         if silent or self._silent:

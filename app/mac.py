@@ -80,6 +80,11 @@ class Manners(QObject):
         if made and wanted and in_background():
             self._notify("mlxldm", "Your picture is ready." if made == 1 else f"{made} pictures are ready.")
 
+    def say(self, text: str, wanted: bool = True) -> None:
+        """Something else that is worth knowing, where nobody looks."""
+        if wanted and in_background():
+            self._notify("mlxldm", text)
+
     def close(self) -> None:
         """The app leaves: no number stays on its icon."""
         self.work(False, 0)

@@ -135,6 +135,7 @@ class ModelSheet(QDialog):
         self.resize(660, 560)
         self.keeper, self._here = keeper, here
         self._source: Item | None = None
+        self._awaited = ""  # a path that was added, until it is listed
         self.pages = QStackedWidget()
         self.pages.addWidget(self._list_page())
         self.pages.addWidget(self._get_page())
@@ -145,6 +146,7 @@ class ModelSheet(QDialog):
         layout.addWidget(self.pages)
         keeper.refused.connect(self.say)
         keeper.written.connect(self._written)
+        keeper.listed.connect(self._choose_awaited)
         keeper.shelf.modelReset.connect(self._follow)
         keeper.shelf.dataChanged.connect(self._follow)
         self._follow()
@@ -313,6 +315,20 @@ class ModelSheet(QDialog):
         layout.addLayout(_row(None, _button("Done", self.show_list)))
         return page
 
+    def add(self, path: str) -> None:
+        """A checkpoint or a folder of them, in place; it is chosen when it is there, or said why not."""
+        self._awaited = path
+        self.show_list()
+        self.keeper.add(path)
+
+    def _choose_awaited(self) -> None:
+        shelf = self.keeper.shelf
+        for row in range(shelf.rowCount()):
+            item = shelf.at(shelf.index(row))
+            if self._awaited and item is not None and self._awaited in (item.path, item.folder):
+                self._awaited = ""
+                self.list.setCurrentIndex(shelf.index(row))
+
     def show_list(self) -> None:
         """The models that are here."""
         self.pages.setCurrentIndex(0)
@@ -446,12 +462,12 @@ class ModelSheet(QDialog):
     def _choose_file(self) -> None:
         path, _ = QFileDialog.getOpenFileName(self, "Add a Checkpoint", "", CHECKPOINTS)
         if path:
-            self.keeper.add(path)
+            self.add(path)
 
     def _choose_folder(self) -> None:
         path = QFileDialog.getExistingDirectory(self, "Add a Folder of Checkpoints")
         if path:
-            self.keeper.add(path)
+            self.add(path)
 
     # From outside.
 
@@ -481,10 +497,9 @@ class ModelSheet(QDialog):
     def dropEvent(self, event: QDropEvent) -> None:  # noqa: N802
         """Add them, in place."""
         event.acceptProposedAction()
-        self.show_list()
         for url in event.mimeData().urls():
             if url.isLocalFile():
-                self.keeper.add(url.toLocalFile())
+                self.add(url.toLocalFile())
 
 
 PARTS = {"denoiser": "U-Net", "vae": "Autoencoder", "text": "Text encoder", "text_2": "Second text encoder"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any
 
@@ -125,9 +125,15 @@ class Model:
 
 
 def usable(rows: list[dict[str, Any]]) -> list[Model]:
-    """The models to choose from: whole ones, each once, those that cannot be used now at the end."""
+    """The models to choose from: whole ones, each once, those that cannot be used now at the end.
+
+    One in an added folder that shares its name with another is called by its path.
+    """
     found: dict[str, Model] = {}
     for row in rows:
         if row.get("task") != "part" and row.get("state") in ("ready", "not there", "damaged"):
-            found.setdefault(str(row.get("name")), Model.from_row(row))
+            model = Model.from_row(row)
+            if model.name in found and row.get("origin") == "added":
+                model = replace(model, name=model.path)
+            found.setdefault(model.name, model)
     return sorted(found.values(), key=lambda model: not model.usable)

@@ -76,6 +76,8 @@ class Panel(QWidget):
     picture_dropped = Signal(str)
     take_seed = Signal()
     recall = Signal()
+    models_wanted = Signal()
+    backends_wanted = Signal()
     asks = Signal(object)  # a Job: how long, how much, how many words
     changed = Signal()
 
@@ -92,6 +94,14 @@ class Panel(QWidget):
         self.model = Combo()
         self.model.setAccessibleName("Model")
         self.model.setPlaceholderText("No model yet")
+        self.models_button = QToolButton()
+        self.models_button.setAccessibleName("Models")
+        self.models_button.setToolTip("Models: get, add, convert")
+        self.task = QPushButton()
+        self.task.setProperty("flat", True)
+        self.task.setProperty("quiet", True)
+        self.task.setAccessibleName("What is downloaded or converted")
+        self.task.hide()
         self.prompt = Prompt("Describe a picture", 5, 10)
         self.prompt.setAccessibleName("Prompt")
         self.negative = Prompt("Leave out…", 2, 4)
@@ -162,6 +172,10 @@ class Panel(QWidget):
         self.set_dark()
 
     def _lay_out(self) -> None:
+        models = QHBoxLayout()
+        models.setSpacing(8)
+        models.addWidget(self.model, 1)
+        models.addWidget(self.models_button)
         row = QHBoxLayout()
         row.setSpacing(8)
         row.addWidget(self.shape, 1)
@@ -211,7 +225,7 @@ class Panel(QWidget):
         words = [*labels.values(), *self.advanced.labels, label]
         for one in words:
             one.setMinimumWidth(max(word.sizeHint().width() for word in words))
-        for item in (self.model, self.prompt, self.counter, self.negative, row, self._custom, self.button,
+        for item in (models, self.task, self.prompt, self.counter, self.negative, row, self._custom, self.button,
                      self.estimate, self.disclosure, self.settings, self.advanced, self.loras, self.well,
                      self._strength_row, self.masking):  # fmt: skip
             column.addLayout(item) if isinstance(item, QHBoxLayout) else column.addWidget(item)
@@ -239,6 +253,9 @@ class Panel(QWidget):
         self.model.currentIndexChanged.connect(self._model_changed)
         self.shape.currentIndexChanged.connect(self._size_changed)
         self.swap.clicked.connect(self._swap)
+        self.models_button.clicked.connect(self.models_wanted)
+        self.task.clicked.connect(self.models_wanted)
+        self.backend.clicked.connect(self.backends_wanted)
         self.take.clicked.connect(self.take_seed)
         self.prompt.recall.connect(self.recall)
         self.well.dropped.connect(self.picture_dropped)
@@ -596,6 +613,7 @@ class Panel(QWidget):
         """The signs, in the scheme that is on."""
         self._disclose(self.disclosure.isChecked())
         self.swap.setIcon(theme.icon("swap"))
+        self.models_button.setIcon(theme.icon("more"))
         self.take.setIcon(theme.icon("take"))
         self.backend.setIcon(theme.icon("dot", theme.colours().quiet))
         self.well.close_button.setIcon(theme.icon("close"))
@@ -606,18 +624,26 @@ class Panel(QWidget):
     def show_backend(self, text: str, colour: str | None = None) -> None:
         """What makes the pictures, and how it is."""
         self.backend.setIcon(theme.icon("dot", colour or theme.colours().quiet))
-        self.backend.setText(
-            self.backend.fontMetrics().elidedText(text, Qt.TextElideMode.ElideRight, self.width() - 60)
-        )
         self.backend.setToolTip(text)
+        self._fit(self.backend)
+
+    def show_task(self, text: str) -> None:
+        """What is downloaded or converted meanwhile, below the models."""
+        self.task.setToolTip(text)
+        self.task.setAccessibleDescription(text)
+        self.task.setVisible(bool(text))
+        self._fit(self.task)
+
+    def _fit(self, button: QPushButton) -> None:
+        text = button.toolTip()
+        button.setText(button.fontMetrics().elidedText(text, Qt.TextElideMode.ElideRight, self.width() - 60))
 
     def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802
-        """The line at the bottom fits."""
+        """Lines on buttons fit."""
         super().resizeEvent(event)
-        text = self.backend.toolTip()
-        if text:
-            fits = self.backend.fontMetrics().elidedText(text, Qt.TextElideMode.ElideRight, self.width() - 60)
-            self.backend.setText(fits)
+        for button in (self.backend, self.task):
+            if button.toolTip():
+                self._fit(button)
 
     def state(self) -> dict[str, Any]:
         """What is remembered until the next start."""

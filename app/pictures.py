@@ -6,19 +6,23 @@ Also the input pictures of jobs, and the scan that makes the index from the file
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
-import re
 import sqlite3
 import threading
-from datetime import date
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from PySide6.QtCore import QObject, Signal
-from PySide6.QtGui import QImageReader
+from PySide6.QtCore import QBuffer, QByteArray, QIODevice, QObject, Signal
+from PySide6.QtGui import QImage, QImageReader, QImageWriter
+
+from mlxldm.job import Job
 
 from .history import Found, History
+from .models import EMBEDDED
+from .naming import PATTERN, file_name, number_in
 from .places import digest
 
 CHUNK = "mlxldm"  # the text in a PNG that has the job and what made it
@@ -26,35 +30,55 @@ INPUTS = ("image", "mask", "depth", "semantic")  # fields of a job that name a p
 BATCH = 100  # files of a transaction, for which the window's own may have to wait
 
 
-def save(folder: Path, png: bytes, prompt: str) -> Path:
-    """Write a picture into today's folder, under the next number. OSError if it cannot be; then nothing is left."""
-    path = place(folder, prompt)
+def save(folder: Path, png: bytes, job: Job, pattern: str = PATTERN) -> Path:
+    """Write a picture to its `place`. OSError if it cannot be; then nothing is left."""
+    path = place(folder, job, pattern)
     write(path, png)
     return path
 
 
-def place(folder: Path, prompt: str) -> Path:
-    """The next number in today's folder, which is there then. OSError if it cannot be."""
-    day = folder / date.today().isoformat()
-    day.mkdir(parents=True, exist_ok=True)
-    taken = [int(name[:4]) for name in os.listdir(day) if re.match(r"\d{4}\D", name)]
-    number = max(taken, default=0) + 1
-    while True:
-        path = day / ("-".join(filter(None, (f"{number:04}", slug(prompt)))) + ".png")
-        if not path.exists():
-            return path
-        number += 1
+def place(folder: Path, job: Job, pattern: str = PATTERN) -> Path:
+    """A name below `folder` that nobody has, in a folder that is there then. OSError if it cannot be."""
+
+    def path(number: int, again: str = "") -> Path:
+        name = file_name(pattern, now, number, job.prompt, job.seed or 0, job.model or EMBEDDED)
+        return folder / f"{name}{again}.png"
+
+    now = datetime.now()
+    below = path(1).parent
+    below.mkdir(parents=True, exist_ok=True)
+    if "{number}" in pattern:
+        first = 1 + max((number_in(pattern, name.removesuffix(".png")) for name in os.listdir(below)), default=0)
+        paths = (path(number) for number in itertools.count(first))
+    else:
+        paths = (path(1, f"-{number}" if number > 1 else "") for number in itertools.count(1))
+    return next(one for one in paths if not one.exists())
 
 
-def slug(prompt: str) -> str:
-    """The first words of a prompt, as a file's name may have them on every system."""
-    words = re.findall(r"\w+", prompt.lower())
-    text = ""
-    for word in words:
-        if len(text) + 1 + len(word) > 40:
-            break
-        text += f"-{word}" if text else word
-    return text or "".join(words)[:40]
+def without_texts(png: bytes) -> bytes:
+    """The same pixels, and nothing of how they were made. Chunks: https://www.w3.org/TR/png-3/#5Chunk-layout"""
+    kept, at = [png[:8]], 8
+    while at + 8 <= len(png):
+        end = at + 12 + int.from_bytes(png[at : at + 4], "big")
+        if png[at + 4 : at + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"eXIf"):
+            kept.append(png[at:end])
+        at = end
+    return b"".join(kept)
+
+
+def copy_as_jpeg(path: Path) -> None:
+    """A JPEG beside a PNG; OSError if it cannot be."""
+    image = QImage(str(path))
+    part = path.with_suffix(".jpg.part")
+    try:
+        writer = QImageWriter(str(part), QByteArray(b"jpeg"))
+        writer.setQuality(92)
+        if not writer.write(image):
+            raise OSError(writer.errorString())
+        os.replace(part, path.with_suffix(".jpg"))
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def keep_input(folder: Path, data: bytes) -> Path:
@@ -102,6 +126,14 @@ def read(path: str | Path) -> Found | None:
     if not size.isValid():
         return None
     return Found(str(path), about.st_mtime, about.st_size, size.width(), size.height(), record(reader.text(CHUNK)))
+
+
+def record_of(png: bytes) -> dict[str, Any]:
+    """The same from a PNG that is not a file yet."""
+    data = QByteArray(png)
+    buffer = QBuffer(data)
+    buffer.open(QIODevice.OpenModeFlag.ReadOnly)
+    return record(QImageReader(buffer, QByteArray(b"png")).text(CHUNK))
 
 
 def record(text: str) -> dict[str, Any]:

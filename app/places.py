@@ -26,7 +26,12 @@ def cache() -> Path:
 def pictures() -> Path:
     """Finished pictures, a folder a day; the settings may name another place."""
     chosen = settings().value("pictures")
-    return Path(str(chosen)) if chosen else _place("pictures", Standard.PicturesLocation, "mlxldm")
+    return Path(str(chosen)) if chosen else usual_pictures()
+
+
+def usual_pictures() -> Path:
+    """Where they are if nobody chose another place."""
+    return _place("pictures", Standard.PicturesLocation, "mlxldm")
 
 
 def settings() -> QSettings:

@@ -220,13 +220,15 @@ class Keeper(QObject):
     changed = Signal()  # models came or went: others should list them again
     looked = Signal(str, object)  # a path, and what it is
     written = Signal(str, object)  # a conversion's name and its `converted` message
+    tasks_changed = Signal()  # what is under way, or how far it is
+    arrived = Signal(str, bool)  # what was downloaded, or converted (True)
 
     def __init__(self, command: tuple[str, list[str], dict[str, str]] | None = None, settings: QSettings | None = None,
-                 parent: QObject | None = None):  # fmt: skip
-        """`settings` remember downloads that did not end."""
+                 parent: QObject | None = None, key: str = "downloads"):  # fmt: skip
+        """`settings` remember downloads that did not end, under `key`."""
         super().__init__(parent)
         self.shelf = Shelf(self)
-        self._settings = settings
+        self._settings, self._key = settings, key
         self._talk = Talk(command, self)
         self._talk.gone.connect(self._gone)
         for name in self._unfinished():
@@ -298,13 +300,22 @@ class Keeper(QObject):
         item = Item(target, "running", fraction=-1.0, message=f"Converting {source}…")
         self._run(target, item, "convert", source=source, target=target, **more)
 
+    @property
+    def running(self) -> list[Item]:
+        """What is under way."""
+        return [item for item in self.shelf.tasks.values() if item.state == "running"]
+
+    def _show(self, name: str, item: Item | None) -> None:
+        self.shelf.show_task(name, item)
+        self.tasks_changed.emit()
+
     def stop(self, name: str) -> None:
         """Stop what is under way."""
         if name in self.shelf.tasks:
             self._talk.cancel(f"task {name}")
 
     def _run(self, name: str, item: Item, op: str, **fields: Any) -> None:
-        self.shelf.show_task(name, item)
+        self._show(name, item)
 
         def heard(message: dict[str, Any], payload: bytes) -> None:
             event = message["ev"]
@@ -312,18 +323,19 @@ class Keeper(QObject):
                 said = {"pull": "Downloading", "convert": "Converting"}[op]
                 fraction = float(message.get("fraction") or 0.0)
                 text = " · ".join(filter(None, (f"{said} {fraction:.0%}", str(message.get("message") or ""))))
-                self.shelf.show_task(name, replace(item, fraction=fraction, message=text))
+                self._show(name, replace(item, fraction=fraction, message=text))
             elif event == "converted":
                 self.written.emit(name, message)
             elif event == "done":
                 self._remember(name, False)
-                self.shelf.show_task(name, None)
+                self._show(name, None)
                 self.changed.emit()
+                self.arrived.emit(name, op == "convert")
                 self.refresh()
             elif op == "pull" and (event == "cancelled" or message.get("kind") == "crash"):
-                self.shelf.show_task(name, _cut(name))
+                self._show(name, _cut(name))
             else:
-                self.shelf.show_task(name, _cut(name, str(message.get("message"))) if op == "pull" else None)
+                self._show(name, _cut(name, str(message.get("message"))) if op == "pull" else None)
                 if event == "error":
                     self.refused.emit(str(message.get("message")))
 
@@ -344,7 +356,7 @@ class Keeper(QObject):
 
     def _unfinished(self) -> list[str]:
         try:
-            names = json.loads(str(self._settings.value("downloads", "[]"))) if self._settings is not None else []
+            names = json.loads(str(self._settings.value(self._key, "[]"))) if self._settings is not None else []
         except ValueError:
             names = []
         return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
@@ -352,7 +364,7 @@ class Keeper(QObject):
     def _remember(self, name: str, unfinished: bool) -> None:
         if self._settings is not None:
             others = [one for one in self._unfinished() if one != name]
-            self._settings.setValue("downloads", json.dumps([*others, name] if unfinished else others))
+            self._settings.setValue(self._key, json.dumps([*others, name] if unfinished else others))
 
 
 def _cut(name: str, why: str = "") -> Item:

@@ -275,6 +275,7 @@ class Bar(QFrame):
     """The bar for what went wrong or is asked: a sentence, what to do, details. It is never in the way."""
 
     acted = Signal(str)  # the name of a command
+    copied = Signal()  # its details are wanted as a text to send
     closed = Signal()
 
     def __init__(self, parent: QWidget | None = None):
@@ -289,6 +290,9 @@ class Bar(QFrame):
         self.words.setTextFormat(Qt.TextFormat.PlainText)
         self.more = QPushButton("Details")
         self.more.setCheckable(True)
+        self.copy = QPushButton("Copy Details")
+        self.copy.clicked.connect(self.copied)
+        self.copy.hide()
         self.close_button = QToolButton()
         self.close_button.setProperty("flat", True)
         self.close_button.setAccessibleName("Close this message")
@@ -317,7 +321,9 @@ class Bar(QFrame):
         row.addStretch(1)
         layout.addLayout(row)
         layout.addWidget(self.details)
+        layout.addWidget(self.copy, 0, Qt.AlignmentFlag.AlignLeft)
         self.more.toggled.connect(self.details.setVisible)
+        self.more.toggled.connect(self.copy.setVisible)
         self.close_button.clicked.connect(self.closed)
         self.hide()
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import platform
 import random
 import shutil
 import sqlite3
@@ -26,6 +27,7 @@ from PySide6.QtCore import (
     Qt,
     QTimer,
     QUrl,
+    qVersion,
 )
 from PySide6.QtGui import (
     QAccessible,
@@ -36,7 +38,6 @@ from PySide6.QtGui import (
     QDesktopServices,
     QDragEnterEvent,
     QDropEvent,
-    QGuiApplication,
     QImage,
     QImageReader,
     QImageWriter,
@@ -59,6 +60,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from mlxldm import __version__
 from mlxldm.job import Job
 
 from . import adapters, pictures, places, theme
@@ -66,10 +68,11 @@ from .canvas import Easel
 from .client import Client
 from .commands import COMMANDS, COMPARE, COMPARED, DONE, MENUS, PAINT, Command
 from .compare import Compare
+from .desk import Desk
 from .dresser import Dresser
-from .errors import Notice
+from .errors import Notice, report
 from .gallery import Gallery, Side
-from .history import History, Picture
+from .history import Entry, History, Picture
 from .inpaint import Inpaint
 from .jobs import Progress, Queue, State
 from .masking import FIELDS as MASKED
@@ -77,6 +80,8 @@ from .masking import STRENGTHS
 from .models import EMBEDDED, ENLARGES, Model, usable
 from .panel import Panel
 from .pictures import Rescan
+from .remote import Place
+from .settings import Settings
 from .thumbnails import Thumbnails
 from .viewer import Viewer, file_data
 from .widgets import PICTURES, Unheard, picture_of
@@ -145,9 +150,12 @@ class Window(QMainWindow):
         self.resize(1280, 800)
         self.trash = trash
         self.settings = places.settings()
+        preferences = Settings(self.settings, self)
         self.history = History(places.data() / "mlxldm.db")
-        self.client = client or Client(parent=self)
+        place = Place.of(preferences.get("place"))
+        self.client = client or Client(place.command, self, place.host)
         self.queue = Queue(self.history, self.client, places.pictures, places.data() / "inputs", self)
+        self.desk = Desk(self, preferences, self.client, self.queue)
         self.undo_stack = QUndoStack(self)
         self.undo_stack.setUndoLimit(200)
         self.gallery_model = Gallery(self.history)
@@ -160,6 +168,11 @@ class Window(QMainWindow):
         self._copied: list[QUrl] = []  # what the clipboard may hold of ours
         self._start_is_meant = False  # whether a start picture came last, and not another picture to look at
         self._offered = ""  # a picture's file that the bar asks about
+        self._picked = ""  # a model that was chosen in the sheet, until it is listed
+        self._again: dict[int, Picture] = {}  # what jobs of the queue make again
+        self._pair: tuple[Picture, Picture] | None = None  # a picture and what came of making it again
+        self._compared = ("", "")  # their files
+        self._place_before = self.desk.place  # where pictures were made before one was made again elsewhere
         self._closed = False
         self._large: tuple[bool, bool] | None = None
 
@@ -170,8 +183,8 @@ class Window(QMainWindow):
         self.viewer = Viewer(
             [act[name] for name in ("stop", "mask", "variations", "upscale")],
             [act["force_stop"], act["enlarge"], None, act["reuse"], act["reuse_new"], act["make_again"],
-             act["start_from"], None, act["favourite"], act["details"], act["copy"], act["copy_prompt"], act["save"],
-             act["reveal"], None, act["trash"]],
+             act["make_again_on"], act["start_from"], None, act["favourite"], act["details"], act["copy"],
+             act["copy_prompt"], act["save"], act["reveal"], None, act["trash"]],
             act["compare"],
         )  # fmt: skip
         self.inpaint = Inpaint(self.panel, self._keep_mask)
@@ -252,16 +265,30 @@ class Window(QMainWindow):
         menus["&Mask"].addActions(self._mask_actions)
         appearance = menus["&View"].addMenu("&Appearance")
         group = QActionGroup(self)
-        chosen = str(self.settings.value("appearance", "system"))
+        chosen = self.desk.settings.get("appearance")
+        self._appearances: dict[str, QAction] = {}
         for name in ("system", "light", "dark"):
             action = appearance.addAction({"system": "As the &System"}.get(name, f"&{name.capitalize()}"))
             action.setCheckable(True)
             action.setChecked(name == chosen)
             action.triggered.connect(lambda _=False, name=name: self.set_appearance(name))
             group.addAction(action)
+            self._appearances[name] = action
 
     def _connect(self) -> None:
-        panel, viewer, side, queue = self.panel, self.viewer, self.side, self.queue
+        panel, viewer, side, queue, desk = self.panel, self.viewer, self.side, self.queue, self.desk
+        panel.models_wanted.connect(self.do_models)
+        panel.backends_wanted.connect(self.do_backends)
+        desk.said.connect(self.say)
+        desk.picked.connect(self._pick)
+        desk.models_changed.connect(self._list_models)
+        desk.models_changed.connect(self.dresser.refresh)
+        desk.task.connect(panel.show_task)
+        desk.folder_changed.connect(self._look_in_folder)
+        desk.appearance_changed.connect(self._scheme_changed)
+        desk.elsewhere.connect(self._make_again_on)
+        viewer.bar.copied.connect(self._copy_report)
+        queue.rested.connect(self._rested)
         panel.generate.connect(self._add)
         panel.choose_picture.connect(self.do_open)
         panel.picture_dropped.connect(self.start_from)
@@ -313,13 +340,14 @@ class Window(QMainWindow):
 
     # Making pictures.
 
-    def _add(self, job: Job, front: bool = False) -> None:
+    def _add(self, job: Job, front: bool = False) -> Entry | None:
         self._following = True
         self.leave()
         try:
-            self.queue.add(job, front)
+            return self.queue.add(job, front)
         except sqlite3.Error as error:
             self.say(Notice(f"This was not put into the queue, which cannot be saved: {error}. Is the disk full?"))
+            return None
 
     def do_generate(self) -> None:
         """What the button does."""
@@ -334,10 +362,28 @@ class Window(QMainWindow):
         self.panel.make(False)
 
     def do_make_again(self) -> None:
-        """The shown picture's job once more, with its seed."""
+        """The shown picture's job once more, with its seed; what came out differently is said."""
         job = self.job_of(self.shown)
-        if job is not None:
-            self._add(job)
+        if job is not None and self.shown is not None:
+            self._again_of(self.shown, job)
+
+    def _again_of(self, picture: Picture, job: Job, front: bool = False) -> None:
+        entry = self._add(job, front)
+        if entry is not None:
+            self._again[entry.id] = picture
+
+    def do_make_again_on(self) -> None:
+        """The same on another backend or machine, which is chosen first."""
+        if self.job_of(self.shown) is not None:
+            self.panel.show()
+            self.desk.show_elsewhere(self.panel.backend)
+
+    def _make_again_on(self, place: Place) -> None:
+        job = self.job_of(self.shown)
+        if job is not None and self.shown is not None:
+            self._place_before = self.desk.place
+            self.desk.go(place)
+            self._again_of(self.shown, job, front=True)
 
     def do_variations(self) -> None:
         """Pictures like the shown one: its own noise with some of other seeds' in it."""
@@ -561,7 +607,7 @@ class Window(QMainWindow):
     def take_file(self, path: str) -> None:
         """A file that was dropped, opened or handed over: a picture, or a model."""
         if Path(path).is_dir() or path.lower().endswith(CHECKPOINTS):
-            self._add_model(path)
+            self._take_models([path])
             return
         found = pictures.read(path)
         if found is None:
@@ -574,15 +620,26 @@ class Window(QMainWindow):
         else:
             self.start_from(path)
 
-    def _add_model(self, path: str) -> None:
+    def _take_models(self, paths: list[str]) -> None:
+        """Models into their sheet; what goes into a model, as a LoRA does, into its list here."""
+        if self.client.greeting is None or self.client.host or len(paths) > 1 or Path(paths[0]).is_dir():
+            self.desk.show_models(paths)
+            return
+        path = paths[0]
+
         def added(message: dict[str, Any], payload: bytes) -> None:
             if message["ev"] == "error":
                 self.say(Notice(f"‘{Path(path).name}’ was not added: {message.get('message')}"))
             else:
-                self._list_models()
                 self.dresser.refresh(path)
 
-        self.client.ask("add", added, path=path)
+        def looked(message: dict[str, Any], payload: bytes) -> None:
+            if (message.get("says") or {}).get("state") in ("LoRA", "textual inversion"):
+                self.client.ask("add", added, path=path)
+            else:
+                self.desk.show_models([path])
+
+        self.client.ask("look", looked, path=path)
 
     def dragEnterEvent(self, event: QDragEnterEvent) -> None:  # noqa: N802
         """Files, and pictures from other programs."""
@@ -590,11 +647,14 @@ class Window(QMainWindow):
             event.acceptProposedAction()
 
     def dropEvent(self, event: QDropEvent) -> None:  # noqa: N802
-        """Take the first."""
+        """Take the first picture, or all models."""
         event.acceptProposedAction()
         data = event.mimeData()
         paths = [url.toLocalFile() for url in data.urls() if url.isLocalFile()]
-        if paths:
+        found = [path for path in paths if Path(path).is_dir() or path.lower().endswith(CHECKPOINTS)]
+        if found:
+            self._take_models(found)
+        elif paths:
             self.take_file(paths[0])
         elif data.hasImage():
             self._start_from_image(QImage(data.imageData()))
@@ -610,7 +670,6 @@ class Window(QMainWindow):
     # The worker.
 
     def _ready(self, message: dict[str, Any]) -> None:
-        self.client.say("hello", preview="rgb8")
         self.panel.set_samplers(message.get("samplers") or [], message.get("spacings") or [])
         self._models(message.get("models") or [])
         self._list_models()
@@ -634,6 +693,15 @@ class Window(QMainWindow):
                 self.panel.show_job(job)
                 self._start_is_meant = self.panel.image is not None
                 self.panel.loras.recall(self.settings.value("loras"))
+            self._pick(self._picked)
+
+    def _pick(self, what: str) -> None:
+        """Draw with a model from now on: by its name or path, when it is listed."""
+        self._picked = what
+        found = next((one for one in self.panel.models if what and what in (one.name, one.path)), None)
+        if found is not None:
+            self._picked = ""
+            self.panel.model.setCurrentIndex(self.panel.model.findData(found.name))
 
     def _ask(self, job: Job) -> None:
         """How long this takes, how much memory, how many words: asked without its pictures, which change none of it."""
@@ -684,6 +752,14 @@ class Window(QMainWindow):
             self.queue.smaller(last.id)
         elif command == "restart":
             self.client.start()
+        elif command == "work_here":
+            self.desk.go(Place())
+        elif command == "place_back":
+            self.desk.go(self._place_before)
+        elif command == "compare_again":
+            self.compare(*self._compared)
+        elif command in ("models", "reveal"):
+            self.actions_[command].trigger()
         elif command == "force_stop":
             self.queue.force_stop()
         elif command == "save_again":
@@ -743,6 +819,10 @@ class Window(QMainWindow):
     def _saved(self, picture: Picture, job: Job) -> None:
         top = self.side.grid.verticalScrollBar().value() == 0
         self.gallery_model.add(picture)
+        running = self.queue.running
+        original = self._again.pop(running.id, None) if running is not None else None
+        if original is not None:
+            self._pair = original, picture
         if self._following:
             self.viewer.canvas.show_live(None)
             row = self.gallery_model.row_of(picture.id)
@@ -753,6 +833,32 @@ class Window(QMainWindow):
             else:
                 self._show(picture)
         self._watch()
+
+    def _rested(self, well: bool) -> None:
+        """Nothing runs any more: what there is to be said of it."""
+        pair, self._pair = self._pair, None
+        self._again.clear()
+        if pair is not None:
+            self._tell_difference(*pair)
+        elif well and self.settings.value("hinted") != "true":
+            self.settings.setValue("hinted", "true")
+            if self.viewer.bar.notice is not None:
+                return
+            folder = places.pictures()
+            self.say(Notice(f"Pictures are saved in ‘{folder.parent.name}/{folder.name}’. Drag them anywhere.",
+                            (("Show in Folder", "reveal"),), kind="news"))  # fmt: skip
+
+    def _tell_difference(self, before: Picture, after: Picture) -> None:
+        from .difference import difference
+
+        apart = difference(QImage(before.path), QImage(after.path))
+        makers = [self.history.record(one.id).get("made_by", {}).get("backend", "unknown") for one in (before, after)]
+        made = f"Made again by {makers[1]}" + (f", before by {makers[0]}" if makers[0] != makers[1] else "")
+        back, self._compared = self._place_before, (before.path, after.path)
+        actions = [("Compare", "compare_again")] if apart and apart.psnr < math.inf else []
+        actions += [("Back to " + back.name, "place_back")] if back != self.desk.place else []
+        words = apart.words if apart else "a picture of another size"
+        self.say(Notice(f"{made}: {words}.", tuple(actions), kind="news"))
 
     def do_live(self) -> None:
         """Back to the picture that is being made."""
@@ -828,7 +934,6 @@ class Window(QMainWindow):
         act["controls"].setChecked(not self.panel.isHidden())
         act["gallery"].setChecked(not self.side.isHidden())
         self._show_backend()
-        QGuiApplication.instance().setBadgeNumber(len(queue.waiting) + busy)
 
     def _follow_focus(self) -> None:
         """What commands are about where the focus is, and with this model."""
@@ -864,13 +969,18 @@ class Window(QMainWindow):
     def _show_backend(self) -> None:
         greeting, c = self.client.greeting, theme.colours()
         if greeting is None:
-            down = self.queue.state is State.DOWN
-            self.panel.show_backend("The generator is not running" if down else "Starting…", c.red if down else None)
+            down = self.queue.state in (State.DOWN, State.LOST)
+            place = self.desk.place
+            starting = f"Connecting to {place.name}…" if place.host else "Starting…"
+            gone = f"No connection to {place.name}" if place.host else "The generator is not running"
+            self.panel.show_backend(gone if down else starting, c.red if down else None)
             return
         name = {"mlx": "MLX", "torch": "PyTorch"}.get(str(greeting.get("backend")), str(greeting.get("backend")))
         device = greeting.get("device_name") or greeting.get("device") or ""
-        ready = "working" if self.queue.state.busy else "ready"
-        self.panel.show_backend(f"{name} · {device} · {ready}", "#2f9e5b")
+        where = [Place(host=self.client.host).name] if self.client.host else []
+        state = "working" if self.queue.state.busy else "ready"
+        state = f"then {self.desk.place.name}" if self.client.leaving else state
+        self.panel.show_backend(" · ".join([*where, name, device, state]), "#2f9e5b")
 
     # The gallery.
 
@@ -953,7 +1063,8 @@ class Window(QMainWindow):
         lines = [self.shown.path, f"{self.shown.width} × {self.shown.height}", ""]
         made_by = dict(record.get("made_by") or {})
         effect = adapters.told(made_by.pop("adapters", None))
-        lines += [f"{key}: {value}" for part in (record.get("job", {}), made_by) for key, value in part.items()]
+        lines += [f"{'made by' if key == 'backend' else key}: {value}" for key, value in made_by.items()]
+        lines += ["", *(f"{key}: {value}" for key, value in record.get("job", {}).items())]
         lines += ["", *effect] if effect else []
         show_text(self, "Details", "\n".join(lines))
 
@@ -1061,7 +1172,43 @@ class Window(QMainWindow):
 
     def do_unload(self) -> None:
         """Let the worker let go of its model."""
-        self.client.say("unload")
+        self.client.unload()
+
+    # Models, places, settings.
+
+    def do_models(self) -> None:
+        """What models are here; get, add, convert."""
+        self.desk.show_models()
+
+    def do_backends(self) -> None:
+        """Where pictures are made."""
+        self.panel.show()
+        self.desk.show_backends(self.panel.backend)
+
+    def do_preferences(self) -> None:
+        """The settings' page."""
+        self.desk.show_settings(self.panel.backend)
+
+    def _look_in_folder(self) -> None:
+        """The pictures' folder is another one."""
+        self.rescan.close()
+        self.rescan = Rescan(self.history.path, places.pictures(), self)
+        self.rescan.changed.connect(self._reload)
+        self.rescan.start()
+        self._watch()
+
+    def _copy_report(self) -> None:
+        """What the bar says, as a text to send to somebody who can help."""
+        notice = self.viewer.bar.notice
+        if notice is not None:
+            QApplication.clipboard().setText(report(notice, self._versions()))
+
+    def _versions(self) -> list[str]:
+        greeting = self.client.greeting or {}
+        worker = ", ".join(str(greeting[key]) for key in ("version", "backend", "device", "device_name")
+                           if greeting.get(key))  # fmt: skip
+        return [f"mlxldm {__version__}, Qt {qVersion()}, Python {platform.python_version()}, {platform.platform()}",
+                f"worker: {worker or 'not running'}"]  # fmt: skip
 
     # The view.
 
@@ -1202,13 +1349,13 @@ class Window(QMainWindow):
 
     def set_appearance(self, name: str) -> None:
         """Light, dark, or as the system."""
-        self.settings.setValue("appearance", name)
-        self._scheme_changed()
+        self.desk.settings.set("appearance", name)
 
     def _scheme_changed(self) -> None:
-        app = QApplication.instance()
+        app, name = QApplication.instance(), self.desk.settings.get("appearance")
         if isinstance(app, QApplication) and not self._closed:
-            theme.apply(app, str(self.settings.value("appearance", "system")))
+            theme.apply(app, name)
+            self._appearances[name].setChecked(True)
             self.panel.set_dark()
             self.viewer.set_dark()
             self.inpaint.set_dark()
@@ -1260,6 +1407,7 @@ class Window(QMainWindow):
             self.rescan.close()
             self.thumbnails.close()
             self.queue.leave()
+            self.desk.close()
             self.client.close()
             self.history.close()
         super().closeEvent(event)

@@ -42,6 +42,7 @@ PAYLOAD = 1 << 30  # bytes after it, the most
 IDLE = 600.0  # seconds without work after which the model is let go
 FILES = ("image", "mask", "depth", "semantic")  # fields of a job that name a picture, whose bytes come along
 PLACES = "mlxldm-worker-"  # what folders with such pictures are called, before the process's number
+MOST = 1 << 53  # of a number in a hello
 PREVIEWS = ("rgb8", "jpeg", "none")
 
 Message = dict[str, Any]
@@ -65,12 +66,14 @@ class Worker:
     def __init__(
         self, source: BinaryIO, target: BinaryIO, backend: str, device: str | None, precision: str, idle: float
     ):
-        self._source, self._target, self._idle = source, target, idle
+        self._source, self._target = source, target
+        self._idle = self._usual_idle = idle
         self._wanted, self._precision = (backend, device), precision
         self._writing = threading.Lock()
         self._todo: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._stops: dict[str, threading.Event] = {}  # of every job that has not ended
-        self._preview = "rgb8"
+        self._preview, self._every = "rgb8", 1  # a preview of every so many steps
+        self._memory: int | None = None  # bytes that may be used; None: what is free
         self._awake, self._sleepless = Awake(), True
         self._choice: Choice | None = None
         self._loaded: tuple[str, Model] | None = None
@@ -188,9 +191,7 @@ class Worker:
         """A message to whoever does what it asks for. In the reading thread: quick answers, and no arrays."""
         op, name = message["op"], message.get("id")
         if op == "hello":
-            wanted = message.get("preview", "rgb8")
-            self._preview = wanted if wanted in PREVIEWS else "rgb8"
-            self._sleepless = message.get("awake", True) is not False
+            self._hello(message)
             return
         if op == "unload":
             self._todo.put(self._unload)
@@ -217,6 +218,21 @@ class Worker:
                 threading.Thread(target=ending, name=op, daemon=True).start()
             else:
                 self._todo.put(ending)
+
+    def _hello(self, message: Message) -> None:
+        """How whoever drives us wants it; what is not said, or makes no sense, is as at first."""
+
+        def number(key: str, otherwise: float) -> float:
+            value: Any = message.get(key)
+            return value if type(value) in (int, float) and 0 <= value <= MOST else otherwise
+
+        wanted = message.get("preview", "rgb8")
+        self._preview = wanted if wanted in PREVIEWS else "rgb8"
+        self._every = max(1, int(number("every", 1)))
+        self._memory = int(number("memory", 0)) or None
+        self._sleepless = message.get("awake", True) is not False
+        self._idle = min(number("idle", self._usual_idle), threading.TIMEOUT_MAX)
+        self._todo.put(lambda: None)  # the engine may be waiting for work, and waits so long from now on
 
     def _ended(self, name: str, work: Callable[[], bool]) -> None:
         """Do some work; whatever happens, it ends in one message."""
@@ -267,7 +283,7 @@ class Worker:
             if hashes := fingerprints(job, adapter_path, look):
                 made_by["hashes"] = hashes
             pace = Pace(self._pace_of(folder), job)
-            for event in generate(model, job, adapters=adapters):
+            for event in generate(model, job, self._memory, adapters=adapters):
                 if stop.is_set():
                     raise Cancelled
                 if isinstance(event, Effect):
@@ -318,7 +334,7 @@ class Worker:
         if not np.isfinite(latent).all():
             raise ArithmeticError
         self._latent = latent
-        if self._preview == "none":
+        if self._preview == "none" or (step.step % self._every and step.step != step.of):
             return
         if self._look_at is None:
             self._look_at = Preview(model)
@@ -366,7 +382,7 @@ class Worker:
             job = resolve(job, folder.manifest)
         seconds = Pace(self._pace_of(folder), job).expected()
         assert self._choice is not None
-        memory = plan(folder.manifest, backend.machine(self._choice, self._precision), job)
+        memory = plan(folder.manifest, backend.machine(self._choice, self._precision), job, self._memory)
         self.send("estimate", id=message["id"], seconds=seconds, known=seconds is not None, memory=memory.peak,
                   available=memory.available, short=memory.short)  # fmt: skip
         return False

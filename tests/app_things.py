@@ -54,6 +54,15 @@ def gone(*things: QObject) -> None:
         QCoreApplication.sendPostedEvents(thing, QEvent.Type.DeferredDelete)
 
 
+def alive(pid: int) -> bool:
+    """Whether there is such a process."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def spend(seconds: float) -> None:
     """Let Qt work for a while."""
     app, end = application(), time.monotonic() + seconds

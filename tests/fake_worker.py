@@ -1,8 +1,8 @@
 """A worker that draws gradients, for tests of the app: speaks docs/worker.md, standard library only.
 
 The first word of a prompt says how a job goes: `slow`, `hang` (deaf to cancel), `crash`, `oom` (killed as the
-system does it), `late` (the same, after the last picture and before the end), `garbage`, `flood` (stderr), `wish`,
-`memory`, `numbers` or `fault` (errors of that kind); anything else is fine.
+system does it), `late` (the same, after the last picture and before the end), `line` (as ssh leaves when it breaks),
+`garbage`, `flood` (stderr), `wish`, `memory`, `numbers` or `fault` (errors of that kind); anything else is fine.
 Arguments: `--pace SECONDS` of a step, `--refuse` (no backend), `--die` (at once), `--silent` (no pong), `--loras` (it
 has some; a file called `*lora*` that is added is one more, for SD 1).
 """
@@ -83,12 +83,14 @@ class Fake:
 
     def adapters(self, model: str) -> list[dict[str, Any]]:
         family = {"a-turbo": "sdxl", "celebahq": None}.get(model, "sd1")
-        rows: list[tuple] = [("ink wash", "LoRA", "lora", "sd1", ["ink wash style", "old paper"], 0.8),
-                             ("Detail tweaker (more of everything, v2)", "LoRA", "locon", "sd1", [], None),
-                             ("soft light", "LoRA", "loha", "sd1", ["ohwx light"], None),
-                             ("xl-film", "LoRA", "lora", "sdxl", ["film grain"], None),
-                             ("bad-hands", "textual inversion", "textual inversion", "sd1", ["bad-hands"], None),
-                             ("<sks>", "textual inversion", "textual inversion", "sd1", ["<sks>", "cat-toy"], None)]
+        rows: list[tuple] = [
+            ("ink wash", "LoRA", "lora", "sd1", ["ink wash style", "old paper"], 0.8),
+            ("Detail tweaker (more of everything, v2)", "LoRA", "locon", "sd1", [], None),
+            ("soft light", "LoRA", "loha", "sd1", ["ohwx light"], None),
+            ("xl-film", "LoRA", "lora", "sdxl", ["film grain"], None),
+            ("bad-hands", "textual inversion", "textual inversion", "sd1", ["bad-hands"], None),
+            ("<sks>", "textual inversion", "textual inversion", "sd1", ["<sks>", "cat-toy"], None),
+        ]
         rows = rows if self.asked.loras else []
         paths = {os.path.basename(path).partition(".")[0]: path for path in self.added}
         loras = [name for name in paths if "lora" in name]
@@ -125,6 +127,9 @@ class Fake:
                 self.send("adapters", json.dumps(self.adapters(message["model"])).encode(), id=name)
             elif op == "unload":
                 self.send("unloaded")
+            elif op == "look":
+                state = "LoRA" if "lora" in os.path.basename(message["path"]) else "ready"
+                self.send("looked", id=name, says={"state": state})
             elif op == "add":
                 self.added.append(message["path"])
                 self.send("done", id=name, seconds=0.0)
@@ -190,6 +195,10 @@ class Fake:
             os.kill(os.getpid(), signal.SIGSEGV)
         elif how == "oom":
             os.kill(os.getpid(), signal.SIGKILL)
+        elif how == "line":
+            sys.stderr.write("Timeout, server studio.local not responding.\n")
+            sys.stderr.flush()
+            os._exit(255)
         elif how == "garbage":
             sys.stdout.buffer.write(b"\xff\x00 this is no message\n")
             sys.stdout.buffer.flush()

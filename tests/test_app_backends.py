@@ -18,9 +18,11 @@ from PySide6.QtCore import Qt  # noqa: E402
 from PySide6.QtTest import QTest  # noqa: E402
 from PySide6.QtWidgets import QApplication  # noqa: E402
 
-from mlxldm_app import client, remote  # noqa: E402
+from mlxldm_app import client, probe  # noqa: E402
 from mlxldm_app.backends import BackendPopover, places  # noqa: E402
-from mlxldm_app.remote import Found, Place, Probe, explained, is_host, ssh  # noqa: E402
+from mlxldm_app.probe import Found, Probe  # noqa: E402
+from mlxldm_app.remote import Place  # noqa: E402
+from mlxldm_app.ssh import explained, is_host, ssh  # noqa: E402
 
 MAC = Found("Apple M2", "mlx", 16 << 30, "0.1.0", 7, (
     {"name": "mlx", "ready": True, "version": "0.32.4", "devices": ["gpu", "cpu"], "device_name": "Apple M2",
@@ -71,10 +73,9 @@ def test_what_is_no_host(host: str):
 
 
 def test_places_of_this_machine_are_arguments_of_its_worker():
-    program, arguments, _ = Place("torch", "cuda:1").command()
+    program, arguments, _ = Place("torch", "cuda:1").command
     assert program == sys.executable and arguments[-5:] == ["worker", "--backend", "torch", "--device", "cuda:1"]
-    assert Place().command() == client.worker_command()
-    assert Place().command(keep=0)[1][-2:] == ["--idle", "0"] and Place(host="x").command(keep=-1)[1][-2] == "--idle"
+    assert Place().command == client.worker_command()
     for place in (Place(), Place("mlx", "cpu"), Place("torch", "cuda:0"), Place("torch")):
         assert Place.of(place.key) == place
     assert Place.of("torch rm") == Place.of("other cpu") == Place()
@@ -111,10 +112,10 @@ def test_what_ssh_says_becomes_a_sentence(said: str, means: str):
 @pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for ssh is a shell script")
 def test_another_machine_says_what_it_has(fake_ssh):
     asked = fake_ssh(f'echo "Welcome to studio"; exec "{sys.executable}" -m mlxldm.cli worker --backend mlx')
-    probe, found, failed = Probe(Place(host="me@studio")), [], []
-    probe.found.connect(found.append)
-    probe.failed.connect(failed.append)
-    probe.start()
+    asked_for, found, failed = Probe(Place(host="me@studio")), [], []
+    asked_for.found.connect(found.append)
+    asked_for.failed.connect(failed.append)
+    asked_for.start()
     wait(lambda: found or failed)
     assert not failed, failed
     assert found[0].models == 1 and found[0].backend == "mlx" and "mlxldm" in found[0].line
@@ -135,12 +136,12 @@ def test_another_machine_says_what_it_has(fake_ssh):
 ])  # fmt: skip
 def test_failures_are_said_once(fake_ssh, script: str, means: str, monkeypatch: pytest.MonkeyPatch):
     if "sleep" in script:
-        monkeypatch.setattr(remote, "PATIENCE", 0.5)
+        monkeypatch.setattr(probe, "PATIENCE", 0.5)
     fake_ssh(script)
-    probe, found, failed = Probe(Place(host="me@studio")), [], []
-    probe.found.connect(found.append)
-    probe.failed.connect(failed.append)
-    probe.start()
+    asked_for, found, failed = Probe(Place(host="me@studio")), [], []
+    asked_for.found.connect(found.append)
+    asked_for.failed.connect(failed.append)
+    asked_for.start()
     wait(lambda: failed)
     QTest.qWait(50)
     assert len(failed) == 1 and means in failed[0] and not found

@@ -8,7 +8,7 @@ import random
 import signal
 
 import pytest
-from app_things import application, command, gone, spend, until
+from app_things import alive, application, command, gone, spend, until
 from PySide6.QtTest import QSignalSpy
 
 from mlxldm_app import client as module
@@ -87,14 +87,6 @@ def started():
         one.close()
         assert not pid or not alive(pid)
         gone(one)
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def ends(client: Client) -> QSignalSpy:

@@ -14,6 +14,7 @@ from datetime import date
 import fake_worker
 import pytest
 from app_things import application, full_disk, gone, until
+from PySide6.QtGui import QImage
 
 from mlxldm.job import Job
 from mlxldm_app import pictures, thumbnails
@@ -161,12 +162,13 @@ def test_the_index_follows_the_files(tmp_path):
 
 
 def test_pictures_are_written_whole_under_the_next_number(tmp_path, monkeypatch):
-    first = pictures.save(tmp_path, b"one", "A Lighthouse / on: a cliff, at dusk with very many words after it")
-    second = pictures.save(tmp_path, b"two", "日本 🙂")
-    third = pictures.save(tmp_path, b"three", "")
+    long = "A Lighthouse / on: a cliff, at dusk with very many words after it"
+    first = pictures.save(tmp_path, b"one", Job(prompt=long))
+    second = pictures.save(tmp_path, b"two", Job(prompt="日本 🙂"))
+    third = pictures.save(tmp_path, b"three", Job())
     today = date.today().isoformat()
     assert [str(path.relative_to(tmp_path)) for path in (first, second, third)] == [
-        f"{today}/0001-a-lighthouse-on-a-cliff-at-dusk-with.png", f"{today}/0002-日本.png", f"{today}/0003.png",
+        f"{today}/0001-a-lighthouse-on-a-cliff-at-dusk-with.png", f"{today}/0002-日本.png", f"{today}/0003-picture.png",
     ]  # fmt: skip
 
     def full(descriptor):
@@ -174,8 +176,31 @@ def test_pictures_are_written_whole_under_the_next_number(tmp_path, monkeypatch)
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError):
-        pictures.save(tmp_path, b"four", "x")
+        pictures.save(tmp_path, b"four", Job(prompt="x"))
     assert sorted(path.name for path in first.parent.iterdir()) == sorted(path.name for path in (first, second, third))
+
+
+def test_names_by_another_pattern_never_meet(tmp_path):
+    jobs = [Job(prompt="a hill", seed=4, model="b/c.ckpt"), Job(prompt="a hill", seed=4), Job(prompt="a hill", seed=4)]
+    by_seed = [pictures.save(tmp_path, b"", job, "{model}/{seed}") for job in jobs]
+    assert [str(path.relative_to(tmp_path)) for path in by_seed] == ["c.ckpt/4.png", "scenes/4.png", "scenes/4-2.png"]
+    (tmp_path / "a-hill_0041_9.png").touch()
+    (tmp_path / "a-hill_0090_old.png").touch()
+    assert pictures.save(tmp_path, b"", jobs[0], "{prompt}_{number}_{seed}").name == "a-hill_0042_4.png"
+
+
+def test_a_file_without_its_settings_has_the_same_pixels(tmp_path):
+    record = {"job": {"prompt": "a secret"}, "made_by": {"mlxldm": "0"}}
+    png = fake_worker.png(24, 16, 3, {"mlxldm": json.dumps(record), "parameters": "a secret"})
+    plain = pictures.without_texts(png)
+    assert b"secret" in png and b"secret" not in plain and pictures.record_of(png) == record
+    assert pictures.record_of(plain) == {} and QImage.fromData(plain) == QImage.fromData(png)
+    path = tmp_path / "1.2.png"
+    path.write_bytes(png)
+    pictures.copy_as_jpeg(path)
+    assert sorted(os.listdir(tmp_path)) == ["1.2.jpg", "1.2.png"] and QImage(str(tmp_path / "1.2.jpg")).width() == 24
+    with pytest.raises(OSError):
+        pictures.copy_as_jpeg(tmp_path / "nothing.png")
 
 
 def test_twenty_thousand_pictures_are_searched_in_a_moment_whatever_is_asked(tmp_path):

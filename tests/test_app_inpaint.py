@@ -294,7 +294,8 @@ def test_the_real_worker_upscales_and_paints_inside_the_mask_only(place):  # noq
 
     def made(count: int) -> QImage:
         until(lambda: len(window.gallery_model.shown) == count and not window.queue.state.busy, 60)
-        assert not window.viewer.bar.isVisible(), window.viewer.bar.words.text()
+        notice = window.viewer.bar.notice
+        assert notice is None or notice.kind == "news", notice
         return QImage(window.shown.path)
 
     try:

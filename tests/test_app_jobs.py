@@ -7,10 +7,10 @@ import shutil
 import sqlite3
 
 import pytest
-from app_things import application, command, full_disk, gone, spend, until
+from app_things import alive, application, command, full_disk, gone, spend, until
 
 from mlxldm.job import Job
-from mlxldm_app import jobs, pictures
+from mlxldm_app import client, jobs, pictures
 from mlxldm_app.client import Client
 from mlxldm_app.history import History
 from mlxldm_app.jobs import Queue, State, duration, title
@@ -241,7 +241,7 @@ def test_a_picture_that_was_written_when_the_app_was_killed_is_counted(made):
         entry = it.queue.add(Job(prompt=prompt, seed=1, count=count))
         entry.state = "running"
         it.history.keep_job(entry)
-        path = pictures.place(it.place / "pictures", prompt)
+        path = pictures.place(it.place / "pictures", entry.job)
         it.history.will_save(entry, path)
         path.write_bytes(b"a picture")
         again = made()  # the first never came to count it
@@ -253,7 +253,7 @@ def test_a_picture_that_was_written_when_the_app_was_killed_is_counted(made):
 def test_half_a_picture_is_not_counted_and_taken_away(made):
     it = made()
     entry = it.queue.add(Job(prompt="one", seed=1))
-    path = pictures.place(it.place / "pictures", "one")
+    path = pictures.place(it.place / "pictures", Job(prompt="one"))
     it.history.will_save(entry, path)
     half, inputs = path.with_name(path.name + ".part"), it.place / "inputs"
     inputs.mkdir()
@@ -321,9 +321,45 @@ def test_nothing_to_draw_with(made):
     assert len(it.queue.waiting) == 1
 
 
+def test_a_line_that_breaks_costs_nothing_and_is_tried_again(made, monkeypatch):
+    monkeypatch.setattr(client, "AGAIN", (0.2, 60.0))
+    it = made("--pace", "0.02")
+    it.client.use(command("--pace", "0.02"), "me@studio.local")
+    until(lambda: it.client.greeting)
+    it.queue.add(Job(prompt="line to another machine", seed=1, steps=4))
+    it.queue.add(Job(prompt="fine", seed=2))
+    until(lambda: it.queue.state is State.LOST)
+    assert it.entries() == [("line to another machine", "waiting"), ("fine", "waiting")]
+    notice = next(one for one in reversed(it.notices) if one)
+    assert notice.text.startswith("‘studio.local’ does not answer.") and "Trying again in 0 s" in notice.text
+    assert notice.actions == (("Now", "restart"), ("Work on this machine", "work_here"))
+    until(lambda: it.queue.state is State.GENERATING)  # by itself
+    until(lambda: it.queue.state is State.LOST)
+    it.client.use(command("--pace", "0.02"))  # here, where only a worker that crashes ends so
+    until(lambda: it.queue.state is State.CRASHED)
+    until(lambda: len(it.history.pictures()) == 1)
+    assert it.entries() == [("line to another machine", "paused")]
+
+
+def test_another_worker_takes_over_when_the_running_job_has_ended(made):
+    it = made("--pace", "0.05").start()
+    it.queue.add(Job(prompt="fine", seed=1, steps=4))
+    it.queue.add(Job(prompt="fine too", seed=2))
+    until(lambda: it.queue.progress is not None and it.queue.progress.step == 1)
+    first = it.client.pid
+    it.client.use(command("--pace", "0.01"))
+    assert it.client.leaving and it.client.pid == first
+    until(lambda: len(it.history.pictures()) == 1)
+    until(lambda: it.client.pid != first)
+    assert not it.client.leaving
+    until(lambda: len(it.history.pictures()) == 2 and it.queue.state is State.IDLE)
+    assert State.STARTING in it.states[1:] and not [one for one in it.notices if one]
+    until(lambda: not alive(first))
+
+
 def test_every_state_has_been_seen_by_these_tests():
     assert {state.value for state in State} == {
-        "starting", "down", "idle", "loading", "generating", "stopping", "error", "crashed",
+        "starting", "down", "idle", "loading", "generating", "stopping", "error", "crashed", "lost",
     }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from mlxldm.adapters import Wish, wish
 from mlxldm.job import Job
 from mlxldm_app.adapters import Wardrobe, Wear, told, unused
 from mlxldm_app.client import Client
+from mlxldm_app.errors import Notice
 from mlxldm_app.lora_rows import LoraRows
 from mlxldm_app.prompts import Name, Names, Prompt
 from mlxldm_app.weights import reweighed
@@ -215,7 +216,7 @@ def test_a_job_keeps_textual_inversions_that_are_not_registered(window):
     assert panel.job().embeddings == ("/far/mine.pt",), "the worker finds the other one by its word, where it is"
 
 
-def test_a_dropped_lora_is_registered_and_gets_a_row(window, tmp_path):
+def test_a_dropped_lora_is_registered_and_gets_a_row(window, tmp_path, monkeypatch):
     def drop(path):
         data = QMimeData()
         data.setUrls([QUrl.fromLocalFile(str(path))])
@@ -231,7 +232,10 @@ def test_a_dropped_lora_is_registered_and_gets_a_row(window, tmp_path):
     window.do_undo()
     assert window.panel.job().loras == () and window.panel.loras.wardrobe.get("my lora"), "it stays registered"
     assert "does not fit the model" in drop(tmp_path / "xl lora.safetensors") and not window.panel.loras.rows
-    assert "added to the models" in drop(tmp_path / "dream.safetensors")
+    sheets = []
+    monkeypatch.setattr(window.desk, "show_models", lambda paths: (sheets.append(paths), window.say(Notice("models"))))
+    drop(tmp_path / "dream.safetensors")
+    assert sheets == [[str(tmp_path / "dream.safetensors")]]
 
 
 def test_rows_that_are_off_are_there_at_the_next_start(window):

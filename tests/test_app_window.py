@@ -631,7 +631,7 @@ def test_the_real_worker_in_a_window(place):
         until(lambda: window.shown is not None and not window.queue.state.busy, 60)
         job = window.job_of(window.shown)
         assert (job.prompt, job.seed, job.steps) == ("a red lighthouse by the sea", 5, 2)
-        assert not window.viewer.bar.isVisible()
+        assert "Pictures are saved in" in window.viewer.bar.words.text()
         first = Path(window.shown.path).read_bytes()
         window.do_make_again()
         until(lambda: len(window.gallery_model.shown) == 2 and not window.queue.state.busy, 60)

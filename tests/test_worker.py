@@ -109,6 +109,30 @@ def test_previews_as_jpeg_or_not_at_all(worker):
             assert Image.open(io.BytesIO(event["payload"])).size == (event["width"], event["height"])
 
 
+def test_previews_of_every_third_step_and_of_the_last(worker):
+    worker.send("hello", every=3)
+    worker.generate("j", {**JOB, "steps": 7})
+    assert [event["step"] for event in worker.until("j") if event["ev"] == "preview"] == [3, 6, 7]
+    worker.send("hello", every="often", preview=[1], memory=float("inf"), idle=-1)  # no sense: as at first
+    worker.generate("k", JOB)
+    previews = [event for event in worker.until("k") if event["ev"] == "preview"]
+    assert [event["encoding"] for event in previews] == ["rgb8"] * 3
+
+
+def test_a_limit_of_memory_counts_in_the_estimate(worker):
+    job = {**JOB, "width": 512, "height": 512}
+    worker.send("estimate", id="a", job=job)
+    free = worker.until("a", "estimate")[-1]
+    worker.send("hello", memory=free["memory"] // 2)
+    worker.send("estimate", id="b", job=job)
+    tight = worker.until("b", "estimate")[-1]
+    assert free["short"] is None and tight["available"] == free["memory"] // 2
+    assert tight["memory"] < free["memory"] or tight["short"], "it works in tiles, or says that it does not fit"
+    worker.send("hello")
+    worker.send("estimate", id="c", job=job)
+    assert worker.until("c", "estimate")[-1]["memory"] == free["memory"]
+
+
 @pytest.mark.parametrize("job, says", [
     ({"prompt": "x", "steps": 0}, "0 steps"), ({"prompt": "x", "stepps": 3}, "no 'stepps'"), ("x", "no job"),
     ({"prompt": "x", "model": "nothing-like-it"}, "There is no model"), ({"prompt": "x", "width": 65}, "width is 65"),
@@ -200,6 +224,12 @@ def test_unload_and_idle_let_the_model_go(home):
         worker.generate("b", JOB)
         assert kinds(worker.until("b"))[0] == "loading"
         assert worker.next()["ev"] == "unloaded"  # by itself
+        worker.send("hello", idle=60)
+        worker.generate("c", JOB)
+        worker.until("c")
+        time.sleep(0.6)
+        worker.send("hello", idle=0)  # also for a model that is waiting now
+        assert worker.next()["ev"] == "unloaded"
 
 
 def test_closing_stdin_ends_it_at_once_and_kill_leaves_nothing(home, tmp_path):

@@ -1192,7 +1192,7 @@ class Window(QMainWindow):
     def _look_in_folder(self) -> None:
         """The pictures' folder is another one."""
         self.rescan.close()
-        self.rescan = Rescan(self.history.path, places.pictures(), self)
+        self.rescan = Rescan(self.history, places.pictures(), self)
         self.rescan.changed.connect(self._reload)
         self.rescan.start()
         self._watch()

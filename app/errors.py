@@ -89,6 +89,11 @@ def of_saving(reason: str, folder: str) -> Notice:
                   (("Save again", "save_again"),))  # fmt: skip
 
 
+def of_adding(reason: str) -> Notice:
+    """The bar when a job could not be put into the queue."""
+    return Notice(f"This was not put into the queue, which cannot be saved: {reason}. Is the disk full?")
+
+
 def of_keeping(reason: str) -> Notice:
     """The bar when the queue could not be written."""
     return Notice(f"The queue could not be saved: {reason}. Is the disk full? Nothing more starts until it can be.",

@@ -199,16 +199,20 @@ class Queue(QAbstractListModel):
 
     # What a person does with it.
 
-    def add(self, job: Job, front: bool = False) -> Entry:
+    def add(self, job: Job, front: bool = False) -> Entry | None:
         """Put a job at the end, or before all that wait. Its seed is drawn now: it is the same after a crash.
 
-        `sqlite3.Error` if it cannot be kept; then it is not there.
+        None if the database cannot take it, which the bar says.
         """
         if job.seed is None:
             job = job.replace(seed=random.randrange(2**32))
         positions = [entry.pos for entry in self.waiting]
         pos = min(positions) - 1 if front and positions else max((e.pos for e in self._entries), default=0.0) + 1
-        entry = self._history.add_job(job, pos)
+        try:
+            entry = self._history.add_job(job, pos)
+        except sqlite3.Error as error:
+            self.notice.emit(errors.of_adding(str(error)))
+            return None
         self._entries.append(entry)
         self._sort()
         self._next()
@@ -286,8 +290,8 @@ class Queue(QAbstractListModel):
             return
         job = entry.rest
         sides = [max(64, int((side or 512) * 0.75) // 64 * 64) for side in (job.width, job.height)]
-        self._drop([entry])
-        self.add(job.replace(width=sides[0], height=sides[1]), front=True)
+        if self.add(job.replace(width=sides[0], height=sides[1]), front=True) is not None:
+            self._drop([entry])
 
     def save_again(self) -> None:
         """Write what could not be written: first the queue, then the pictures."""

@@ -9,7 +9,6 @@ import os
 import platform
 import random
 import shutil
-import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -343,11 +342,7 @@ class Window(QMainWindow):
     def _add(self, job: Job, front: bool = False) -> Entry | None:
         self._following = True
         self.leave()
-        try:
-            return self.queue.add(job, front)
-        except sqlite3.Error as error:
-            self.say(Notice(f"This was not put into the queue, which cannot be saved: {error}. Is the disk full?"))
-            return None
+        return self.queue.add(job, front)
 
     def do_generate(self) -> None:
         """What the button does."""

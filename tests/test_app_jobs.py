@@ -284,6 +284,16 @@ def test_a_crash_while_nothing_runs_is_not_blamed_on_the_job_before(made):
     assert "crash" not in it.notices[0].text and it.queue.waiting[0].crashes == 1
 
 
+def test_a_smaller_job_takes_the_place_of_another_only_where_it_can_be_kept(made):
+    it = made()
+    entry = it.queue.add(Job(prompt="large", seed=1, width=512, height=512))
+    with full_disk():
+        it.queue.smaller(entry.id)
+    assert "not put into the queue" in it.notices[-1].text and it.queue.waiting == [entry]
+    it.queue.smaller(entry.id)
+    assert [(one.prompt, one.width) for one in (row.job for row in it.history.jobs())] == [("large", 384)]
+
+
 def test_an_input_picture_that_is_gone_is_said(made):
     it = made().start()
     it.queue.add(Job(prompt="fine", seed=1, image=str(it.place / "inputs" / "gone.png")))

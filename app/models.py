@@ -101,6 +101,11 @@ class Model:
         return "Paint a mask first" if needs == "mask" and not masked else ""
 
     @property
+    def redraws(self) -> bool:
+        """Whether it draws over a whole picture, and can so make one larger."""
+        return self.takes("strength") and not self.lacks(image=True, masked=False)
+
+    @property
     def guided(self) -> bool:
         """Whether guidance changes anything: distilled models have it built in."""
         return self.guidance > 1.0

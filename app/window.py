@@ -391,7 +391,7 @@ class Window(QMainWindow):
     def do_upscale(self) -> None:
         """The shown picture painted anew on a larger canvas: the library's second pass, without making the first."""
         job = self.job_of(self.shown)
-        if job is None or self.shown is None or not self._model_of(job).takes("strength"):
+        if job is None or self.shown is None or not self._model_of(job).redraws:
             return
         kept = self._keep_input(self.shown.path)
         if kept is not None:
@@ -899,7 +899,7 @@ class Window(QMainWindow):
         with_job = job is not None
         for name in ("variations", "reuse", "reuse_new", "make_again", "copy_prompt"):
             act[name].setEnabled(with_job)
-        act["upscale"].setEnabled(job is not None and self._model_of(job).takes("strength"))
+        act["upscale"].setEnabled(job is not None and self._model_of(job).redraws)
         enlarger = self._enlarger()
         act["enlarge"].setVisible(enlarger is not None)
         act["enlarge"].setText(f"&Enlarge with {enlarger.title}" if enlarger is not None else "&Enlarge")
@@ -940,6 +940,7 @@ class Window(QMainWindow):
         act["redo"].setText(f"&Redo {history.redoText()}".rstrip())
         masks = self.panel.current.takes("mask")
         act["mask"].setText(DONE if painting else PAINT)
+        act["start_from"].setVisible(self.panel.current.takes("image"))
         act["mask"].setVisible(masks)
         act["mask"].setEnabled(masks and (self.shown is not None or self.panel.image is not None))
         act["extend"].setVisible(masks and self.panel.current.takes("extend"))

@@ -600,9 +600,11 @@ class Pace:
         self._pictures.append((seconds, len(self._steps) - sum(steps for _, steps in self._pictures)))
 
     def keep(self) -> None:
-        """Remember what was seen for the next time."""
+        """Remember what was seen for the next time; of a job in two passes, whose steps differ, nothing."""
         from . import store
 
+        if self._job.hires is not None:
+            return
         steps = sorted(self._steps)
         rest = min(seconds for seconds, _ in self._pictures) - sum(self._steps) / len(self._pictures)
         known = _paces()
@@ -612,18 +614,23 @@ class Pace:
 
     def expected(self) -> float | None:
         """Seconds of the whole job; of another size by the number of pixels; None for a model never used here."""
+        from .passes import passes
+
         seen = _paces().get(self._whose, {})
-        if not seen:
-            return None
-        area = _area(self._size)
-        size = self._size if self._size in seen else min(seen, key=lambda one: abs(math.log(_area(one) / area)))
+        times = [self._expected(job, seen) for job in passes(self._job, 8)] if seen else [None]
+        return None if None in times else round(self._job.count * sum(filter(None, times)), 2)
+
+    def _expected(self, job: Job, seen: dict[str, Any]) -> float | None:
+        """Seconds of one pass of one picture."""
+        own = f"{job.width}x{job.height}"
+        area = _area(own)
+        size = own if own in seen else min(seen, key=lambda one: abs(math.log(_area(one) / area)))
         try:
             step, rest = (float(value) * area / _area(size) for value in seen[size])
         except (TypeError, ValueError):
             return None
-        assert self._job.steps is not None
-        steps = max(1, round(self._job.steps * (1.0 if self._job.strength is None else self._job.strength)))
-        return round(self._job.count * (steps * step + rest), 2)
+        assert job.steps is not None
+        return max(1, round(job.steps * (1.0 if job.strength is None else job.strength))) * step + rest
 
     @property
     def _size(self) -> str:

@@ -16,6 +16,7 @@ from test_app_window import ALT, CONTROL, SHIFT, drawn, files, opened, place, pr
 from mlxldm.job import Job
 from mlxldm_app import pictures
 from mlxldm_app.jobs import State
+from mlxldm_app.models import Model
 from mlxldm_app.window import UPSCALE_STRENGTH, Window
 
 KEY = Qt.Key
@@ -227,6 +228,16 @@ def test_the_keys_of_the_other_ways_to_go_on_from_a_picture(shown):
     assert not window.panel.advanced.body.isVisible()
     press(window, KEY.Key_2, CONTROL, ALT)
     assert window.panel.advanced.body.isVisible()
+
+
+def test_models_that_paint_into_pictures_want_a_mask_and_enlarge_none():
+    inpaint, sdxl, refiner = (Model("m", task=task) for task in ("inpaint", "text-to-image", "refine"))
+    assert inpaint.lacks(True, False) == "Paint a mask first" and not inpaint.lacks(True, True)
+    assert inpaint.lacks(False, False) == refiner.lacks(False, False) == "Choose a picture first"
+    assert [one.redraws for one in (inpaint, sdxl, refiner)] == [False, True, True]
+    wordless = Model("m", family="ldm-inpaint", task="inpaint", guidance=1.0)
+    assert [what for what in ("prompt", "negative", "image", "strength", "mask", "extend", "hires")
+            if wordless.takes(what)] == ["image", "mask", "extend"]  # fmt: skip
 
 
 def test_pictures_that_were_only_looked_at_keep_no_mask(shown):

@@ -183,6 +183,9 @@ def test_models_tokens_estimate_and_ping(worker, home):
     worker.send("estimate", id="f", job={**job, "count": 3})
     estimate = worker.until("f", "estimate")[-1]
     assert estimate["known"] and 0 < estimate["seconds"] < 3 * took + 1
+    worker.send("estimate", id="h", job={**job, "count": 3, "hires": 2, "hires_strength": 1})
+    twice = worker.until("h", "estimate")[-1]
+    assert twice["seconds"] == pytest.approx(5 * estimate["seconds"], abs=0.1), "a pass, and one of four times the size"
     worker.send("ping", id="p")
     assert worker.until("p", "pong")
 

@@ -543,6 +543,9 @@ INVOKE_QUIET = frozenset(
 )
 
 
+_TRIGGER = re.compile(r"<([a-zA-Z0-9., _-]+)>")  # how its prompts name textual inversions
+
+
 def invoke(text: str) -> Found | None:
     """InvokeAI's metadata since version 3."""
     values = _object(text)
@@ -560,6 +563,11 @@ def invoke(text: str) -> Found | None:
         ("strength", "strength", float),
     ):
         wish.take(name, values.pop(key, None), kind)
+    for name in ("prompt", "negative"):
+        if name in wish.values:
+            for word in _TRIGGER.findall(wish.values[name]):
+                wish.word(word)
+            wish.values[name] = _TRIGGER.sub(r"\1", wish.values[name])
     _sampler(wish, str(values.pop("scheduler", None) or ""), INVOKE_SAMPLERS)
     if values.get("rand_device", "cpu") != "cpu":
         wish.values["noise"] = "nvidia"

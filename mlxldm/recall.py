@@ -132,7 +132,7 @@ class _Recaller:
 
     def _network(self, network: Network) -> str | None:
         try:
-            network.lora()
+            wish(network.lora())
         except UserError:
             if self._record.program == "mlxldm":
                 return network.name

@@ -290,12 +290,12 @@ def test_what_other_programs_wore_is_found_or_said(studio, disk):
     def recall(job, program="A1111's web UI", **hashes):
         return recalled(Found(program, job, hashes=hashes), look, adapter_path)
 
-    prompt = "a <lora:STYLE:0.5> <lora:gone:1:0.5> <hypernet:old:1> house"
+    prompt = "a <lora:STYLE:0.5> <lora:gone:1:0.5> <hypernet:old:1><lora:style:1:lbw=OUTD> house"
     job = JOB.replace(prompt=prompt, loras=("ink_wash:0.3", "no:1"))
     again, left = recall(job)
     assert again.prompt == "a <lora:style:0.5>   house" and again.loras == ("Ink Wash:0.3",)
     assert left == [
-        "LoRA gone at 1:0.5, which is not here by name or hash", "<hypernet:old:1>",
+        "LoRA gone at 1:0.5, which is not here by name or hash", "<hypernet:old:1>", "<lora:style:1:lbw=OUTD>",
         "LoRA no at 1, which is not here by name or hash",
     ]  # fmt: skip
     digest = store.digests(disk / "style.safetensors")[1][:12]

@@ -219,6 +219,8 @@ def test_loras_and_words_of_other_programs():
     ]})})  # fmt: skip
     assert found is not None and found.job.loras == ("ink:0.5",) and found.hashes == {"lora:ink": "0123456789ab"}
     assert "LoRA x at 9000000000.0" in found.left
+    found = others.read({"invokeai_metadata": json.dumps({**INVOKE, "positive_prompt": "a <cat-toy> <3"})})
+    assert found is not None and found.job.prompt == "a cat-toy <3" and found.job.embeddings == ("cat-toy",)
     found = others.read({"xmp": xmp({**DRAW_THINGS, "lora": [
         {"model": "ink_lora_f16.ckpt", "weight": 0.6}, {"model": "other.ckpt", "weight": 1}, {"model": None}, "x",
     ]})})  # fmt: skip

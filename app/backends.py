@@ -262,6 +262,7 @@ class BackendPopover(QFrame):
         for row in self.rows:
             row.forgotten.connect(self.forget, Qt.ConnectionType.QueuedConnection)
             self._list.addWidget(row)
+            row.show()  # now, or it would have no height yet
             self._group.addButton(row.radio)
             row.radio.setChecked(row.place == self.current)
             if row.place == had_focus:

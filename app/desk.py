@@ -40,6 +40,8 @@ class Desk(QObject):
     task = Signal(str)  # what is downloaded or converted now, in a line; empty for nothing
     folder_changed = Signal()
     appearance_changed = Signal()
+    memory_changed = Signal()
+    place_changed = Signal()
     elsewhere = Signal(object)  # a Place, for once
 
     def __init__(self, window: QWidget, settings: Settings, client: Client, queue: Queue):
@@ -121,9 +123,11 @@ class Desk(QObject):
 
     def _tell_task(self) -> None:
         running = [item for keeper in self._keepers.values() for item in keeper.running]
-        lines = [f"{item.name.rpartition('/')[2]}: {item.message}" for item in running]
-        more = f" · and {len(lines) - 1} more" if len(lines) > 1 else ""
-        self.task.emit(f"{lines[0]}{more}" if lines else "")
+        lines = []
+        for item in running:
+            done = f"{item.fraction:.0%} · " if item.fraction is not None and item.fraction >= 0 else ""
+            lines.append(f"{done}{item.name.rpartition('/')[2]}")
+        self.task.emit(", ".join(lines))
 
     def _arrived(self, name: str, converted: bool) -> None:
         words = f"‘{name}’ was converted." if converted else f"‘{name}’ is on this machine now."
@@ -183,10 +187,11 @@ class Desk(QObject):
         if name == "place":
             self._greet()
             self._client.use(self.place.command, self.place.host)
+            self.place_changed.emit()
         elif name in ("previews", "awake", "memory", "keep"):
             self._greet()
             if name == "memory":
-                self.models_changed.emit()  # what fits is another question now
+                self.memory_changed.emit()
         elif name in ("pattern", "inside", "jpeg"):
             self._name_files()
         elif name == "pictures":

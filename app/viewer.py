@@ -353,7 +353,8 @@ class Bar(QFrame):
         """Its signs, in the scheme that is on."""
         error = self.notice is not None and self.notice.kind == "error"
         c = theme.colours()
-        self.sign.setPixmap(theme.icon("warning" if error else "pause", c.red if error else c.quiet).pixmap(16, 16))
+        sign = "warning" if error else "dot" if self.notice is not None and self.notice.kind == "news" else "pause"
+        self.sign.setPixmap(theme.icon(sign, c.red if error else c.quiet).pixmap(16, 16))
         self.close_button.setIcon(theme.icon("close", c.quiet))
 
 
@@ -361,6 +362,7 @@ class Viewer(QWidget):
     """The middle column."""
 
     example = Signal(str)
+    models_wanted = Signal()
 
     def __init__(
         self, actions: list[QAction], more: list[QAction | None], rare: QAction, parent: QWidget | None = None
@@ -437,6 +439,12 @@ class Viewer(QWidget):
             button = QPushButton(text)
             button.clicked.connect(lambda _=False, text=text: self.example.emit(text))
             column.addWidget(button, 0, Qt.AlignmentFlag.AlignHCenter)
+        more = QPushButton("Models that know more of the world…")
+        more.setProperty("flat", True)
+        more.setProperty("quiet", True)
+        more.clicked.connect(self.models_wanted)
+        column.addSpacing(6)
+        column.addWidget(more, 0, Qt.AlignmentFlag.AlignHCenter)
         outside = QVBoxLayout(self.canvas)
         outside.addWidget(self.welcome, 0, Qt.AlignmentFlag.AlignCenter)
 

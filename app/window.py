@@ -277,11 +277,14 @@ class Window(QMainWindow):
     def _connect(self) -> None:
         panel, viewer, side, queue, desk = self.panel, self.viewer, self.side, self.queue, self.desk
         panel.models_wanted.connect(self.do_models)
+        viewer.models_wanted.connect(self.do_models)
         panel.backends_wanted.connect(self.do_backends)
         desk.said.connect(self.say)
         desk.picked.connect(self._pick)
         desk.models_changed.connect(self._list_models)
         desk.models_changed.connect(self.dresser.refresh)
+        desk.memory_changed.connect(lambda: self._ask(panel.job()))
+        desk.place_changed.connect(self._follow)
         desk.task.connect(panel.show_task)
         desk.folder_changed.connect(self._look_in_folder)
         desk.appearance_changed.connect(self._scheme_changed)

@@ -3,8 +3,9 @@
 The first word of a prompt says how a job goes: `slow`, `hang` (deaf to cancel), `crash`, `oom` (killed as the
 system does it), `late` (the same, after the last picture and before the end), `line` (as ssh leaves when it breaks),
 `garbage`, `flood` (stderr), `wish`, `memory`, `numbers` or `fault` (errors of that kind); anything else is fine.
-Arguments: `--pace SECONDS` of a step, `--refuse` (no backend), `--die` (at once), `--silent` (no pong), `--loras` (it
-has some; a file called `*lora*` that is added is one more, for SD 1).
+Arguments: `--pace SECONDS` of a step, `--name NAME` (of the backend), `--shade N` (of its pictures), `--refuse` (no
+backend), `--die` (at once), `--silent` (no pong), `--loras` (it has some; a file called `*lora*` that is added is one
+more, for SD 1).
 """
 
 from __future__ import annotations
@@ -79,7 +80,10 @@ class Fake:
                 ("upscaler-x4", "upscaler", "upscale", "ready", large),
                 ("on-another-disk", "sd1", "text-to-image", "not there", large)]  # fmt: skip
         return [{"name": name, "family": family, "task": task, "state": state, "path": f"/models/{name}",
-                 "bytes": 2 * 10**9, "defaults": defaults} for name, family, task, state, defaults in rows]  # fmt: skip
+                 "bytes": 2 * 10**9, "defaults": defaults} for name, family, task, state, defaults in rows] + [
+                {"name": os.path.basename(path).partition(".")[0], "family": "sd1", "task": "text-to-image",
+                 "state": "ready", "path": path, "folder": path, "origin": "added", "bytes": 10**9, "defaults": large}
+                for path in self.added if "lora" not in os.path.basename(path)]  # fmt: skip
 
     def adapters(self, model: str) -> list[dict[str, Any]]:
         family = {"a-turbo": "sdxl", "celebahq": None}.get(model, "sd1")
@@ -109,6 +113,8 @@ class Fake:
             op, name = message["op"], message.get("id")
             if op == "hello":
                 self.preview = message["preview"]
+                sys.stderr.write(line.decode())
+                sys.stderr.flush()
             elif op == "generate":
                 self.todo.put((message, payload))
             elif op == "cancel":
@@ -127,6 +133,13 @@ class Fake:
                 self.send("adapters", json.dumps(self.adapters(message["model"])).encode(), id=name)
             elif op == "unload":
                 self.send("unloaded")
+            elif op == "backends":
+                row = {"name": "torch", "ready": True, "version": "2", "devices": ["cpu"], "device_name": "Gradients"}
+                self.send(
+                    "backends", id=name, backends=[row], auto={"backend": "torch", "device": "cpu", "why": "a test"}
+                )
+            elif op in ("pull", "convert"):
+                threading.Thread(target=self.fetch, args=(op, name), daemon=True).start()
             elif op == "look":
                 state = "LoRA" if "lora" in os.path.basename(message["path"]) else "ready"
                 self.send("looked", id=name, says={"state": state})
@@ -135,14 +148,29 @@ class Fake:
                 self.send("done", id=name, seconds=0.0)
         os._exit(0)
 
+    def fetch(self, op: str, name: str) -> None:
+        """A download or a conversion in ten parts."""
+        for part in range(11):
+            if name in self.cancelled:
+                self.cancelled.discard(name)
+                self.send("cancelled", id=name)
+                return
+            self.send("progress", id=name, fraction=part / 10, message=f"{part} of 10")
+            time.sleep(self.asked.pace)
+        if op == "convert":
+            made = {"bytes": 10**6, "values": 10**6, "sha256": "ab" * 32}
+            self.send("converted", id=name, path="/models/small", parts={"denoiser": made})
+        self.send("done", id=name, seconds=1.0)
+
     def run(self) -> None:
         if self.asked.refuse:
             self.send("error", id=None, kind="wish", message="There is no backend here.", details=None)
             sys.exit(2)
         if self.asked.die:
             sys.exit(3)
-        self.send("ready", protocol=1, version="0", backend="fake", device="cpu", device_name="Gradients", why="a test",
-                  memory=16 * 10**9, models=self.models()[:1], samplers="ddim euler euler_a dpmpp_2m heun lms".split(),
+        self.send("ready", protocol=1, version="0", backend=self.asked.name, device="cpu", device_name="Gradients",
+                  why="a test", memory=16 * 10**9, models=self.models()[:1],
+                  samplers="ddim euler euler_a dpmpp_2m heun lms".split(),
                   spacings="model karras trailing".split(), pid=os.getpid())  # fmt: skip
         threading.Thread(target=self.read, daemon=True).start()
         while True:
@@ -183,9 +211,9 @@ class Fake:
                     self.mischief(how)
             own = {**job, "seed": seed + index, "width": width, "height": height, "count": 1}
             worn = {"adapters": effect} if effect["loras"] or effect["words"] else {}
-            record = json.dumps({"job": own, "made_by": {"mlxldm": "0", "backend": "fake", **worn}})
-            self.send("picture", png(width, height, seed + index, {"mlxldm": record}), id=name, index=index,
-                      seed=seed + index, seconds=pace * steps, job=own)  # fmt: skip
+            record = json.dumps({"job": own, "made_by": {"mlxldm": "0", "backend": self.asked.name, **worn}})
+            whole = png(width, height, seed + index + self.asked.shade, {"mlxldm": record})
+            self.send("picture", whole, id=name, index=index, seed=seed + index, seconds=pace * steps, job=own)
         if how == "late":
             os.kill(os.getpid(), signal.SIGKILL)
         return {"ev": "done", "seconds": 1.0}
@@ -213,6 +241,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--pace", type=float, default=0.01)
     parser.add_argument("--load", type=float, default=0.0)
+    parser.add_argument("--name", default="fake")
+    parser.add_argument("--shade", type=int, default=0)
     for flag in ("--refuse", "--die", "--silent", "--loras"):
         parser.add_argument(flag, action="store_true")
     Fake(parser.parse_args()).run()

@@ -68,17 +68,14 @@ def without_texts(png: bytes) -> bytes:
 
 def copy_as_jpeg(path: Path) -> None:
     """A JPEG beside a PNG; OSError if it cannot be."""
-    image = QImage(str(path))
-    part = path.with_suffix(".jpg.part")
-    try:
-        writer = QImageWriter(str(part), QByteArray(b"jpeg"))
-        writer.setQuality(92)
-        if not writer.write(image):
-            raise OSError(writer.errorString())
-        os.replace(part, path.with_suffix(".jpg"))
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+    data = QByteArray()
+    buffer = QBuffer(data)  # and not the file: Qt would not say that the disk was full
+    buffer.open(QIODevice.OpenModeFlag.WriteOnly)
+    writer = QImageWriter(buffer, QByteArray(b"jpeg"))
+    writer.setQuality(92)
+    if not writer.write(QImage(str(path))):
+        raise OSError(writer.errorString())
+    write(path.with_suffix(".jpg"), bytes(data.data()))
 
 
 def keep_input(folder: Path, data: bytes) -> Path:

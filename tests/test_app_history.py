@@ -281,3 +281,14 @@ def test_days_are_found_whatever_the_clock_does(tmp_path, monkeypatch):
     gone(grid)
     monkeypatch.undo()
     time.tzset()
+
+
+def test_a_full_disk_leaves_no_half_of_a_jpeg(tmp_path):
+    application()
+    path = tmp_path / "a.png"
+    path.write_bytes(fake_worker.png(100, 80, 3, {}))
+    with full_disk(100), pytest.raises(OSError):
+        pictures.copy_as_jpeg(path)
+    assert [one.name for one in tmp_path.iterdir()] == ["a.png"]
+    pictures.copy_as_jpeg(path)
+    assert QImage(str(tmp_path / "a.jpg")).width() == 100

@@ -1,6 +1,7 @@
 """The memory plan against what a process really holds, stage by stage, on random weights of real sizes.
 
-    python benchmarks/memory.py [--models sd15,sdxl] [--runs mlx,torch-float32,torch-bfloat16] [--steps 2] > memory.json
+    python benchmarks/memory.py [--models sd15,sdxl] [--runs mlx,torch-float32,torch-bfloat16] [--steps 2]
+        [--sizes 512x512,768x512] [--lora RANK] [--refiner] > memory.json
 
 Resident memory, Linux only: its peak is set back at the start of every stage (/proc/self/clear_refs), so that each has
 its own. Every run is a process of its own. A table goes to stderr, one JSON object to stdout. Folders are written as
@@ -54,6 +55,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--sizes", help="pixels, such as 512x512,768x512; default: the model's own")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--image", action="store_true", help="start from a picture, which is encoded")
+    parser.add_argument("--lora", type=int, metavar="RANK", help="with a LoRA for every matrix of the transformers")
+    parser.add_argument("--refiner", action="store_true", help="end with a refiner (sdxl and little-xl)")
     parser.add_argument("--folder", help="where the models are kept; made there if they are not")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -66,11 +69,15 @@ def compare(options: argparse.Namespace, folder: Path) -> int:
         if not (folder / model / "model.json").exists():
             print(f"writing {model} to {folder} ...", file=sys.stderr)
             make(model, folder / model)
+        if options.refiner and not (folder / f"{model}-refiner" / "model.json").exists():
+            make(f"{model}-refiner", folder / f"{model}-refiner")
         for size in options.sizes.split(",") if options.sizes else SIZES[model]:
             for run in options.runs.split(","):
                 print(f"{model} {size} {run} ...", file=sys.stderr)
                 command = [sys.executable, __file__, "--run", run, "--folder", str(folder / model), "--sizes", size]
                 command += ["--steps", str(options.steps), *(["--image"] if options.image else [])]
+                command += ["--lora", str(options.lora)] if options.lora else []
+                command += ["--refiner"] if options.refiner else []
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
                 if done.returncode:
                     print(f"FAILED: exit {done.returncode}", file=sys.stderr)
@@ -94,7 +101,8 @@ def _lines(result: dict[str, Any]) -> str:
 
 
 def manifest(model: str) -> Manifest:
-    """Stable Diffusion 1.5's or XL's, with a small tokenizer's words only; or "mid", a third of the former."""
+    """Stable Diffusion 1.5's or XL's, with a small tokenizer's words only; "mid", a third of the former, and
+    "little-xl", a fifth of the latter; "sdxl-refiner" and "little-xl-refiner" end what those begin."""
     clip = {"vocab_size": 49408, "max_position_embeddings": 77, "bos_token_id": 49406, "eos_token_id": 49407,
             "pad_token_id": 49407}  # fmt: skip
     text = ClipTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, **clip)
@@ -114,20 +122,37 @@ def manifest(model: str) -> Manifest:
         })  # fmt: skip
         parts["vae"] = VaeConfig.from_dict({**vae, "block_out_channels": [64, 128, 128, 128], "layers_per_block": 1})
         return Manifest("mid", "sd1", parts, schedule=schedule, defaults=Defaults(width=512, height=512, guidance=7.5))
+    little, last = model.startswith("little"), model.endswith("refiner")
     parts["text"] = ClipTextConfig(**{**text.to_dict(), "skip": -2})
     parts["text_2"] = ClipTextConfig(
         hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20, hidden_act="gelu",
         projection_dim=1280, skip=-2, **clip,
     )  # fmt: skip
-    parts["denoiser"] = UNetConfig.from_dict({
+    unet = {
         "block_out_channels": [320, 640, 1280], "attention_head_dim": [5, 10, 20], "cross_attention_dim": 2048,
         "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
         "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-        "transformer_layers_per_block": [1, 2, 10], "use_linear_projection": True, "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
-    })  # fmt: skip
+        "transformer_layers_per_block": [1, 2, 2 if little else 10], "use_linear_projection": True,
+        "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    }  # fmt: skip
+    if little:
+        parts["text_2"] = ClipTextConfig(**{**parts["text_2"].to_dict(), "num_hidden_layers": 8})
+        unet |= {"layers_per_block": 1}
+    if last:
+        del parts["text"]
+        unet |= {
+            "block_out_channels": [384, 768, 1536, 1536], "attention_head_dim": [6, 12, 24, 24],
+            "cross_attention_dim": 1280, "projection_class_embeddings_input_dim": 2560,
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+            "transformer_layers_per_block": 1 if little else 4,
+        }  # fmt: skip
+    parts["denoiser"] = UNetConfig.from_dict(unet)
     defaults = Defaults(width=1024, height=1024, guidance=7.5)
-    return Manifest("sdxl", "sdxl", parts, schedule=schedule, defaults=defaults, zeros_for_empty=True)
+    family, task = ("sdxl-refiner", "refine") if last else ("sdxl", "text-to-image")
+    zeros = not last
+    return Manifest(model, family, parts, task=task, schedule=schedule, defaults=defaults, zeros_for_empty=zeros)
 
 
 class Made:
@@ -180,8 +205,9 @@ def make(model: str, folder: Path) -> None:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """A picture of a few steps: planned and measured peak of every stage, and its seconds."""
     from mlxldm import backend, generate
+    from mlxldm.adapters import worn
     from mlxldm.generate import resolve
-    from mlxldm.plan import plan
+    from mlxldm.plan import Beside, plan
 
     name, _, precision = options.run.partition("-")
     folder = open_folder(Path(options.folder))
@@ -193,18 +219,34 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         path = Path(options.folder).parent / "start.png"
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)).save(path)
         job = job.replace(image=str(path), strength=1.0)
-    job = resolve(job, folder.manifest)
+    last = open_folder(Path(f"{options.folder}-refiner")) if options.refiner else None
+    job = resolve(job, folder.manifest, last.manifest if last else None)
     choice = backend.choose(name, "cpu")
     machine = backend.machine(choice, precision or "float32")
-    planned = plan(folder.manifest, machine, job)
+    adapters = None
+    if options.lora:
+        from adapters import write
+
+        from mlxldm_convert import adapter
+
+        path = Path(options.folder).parent / f"lora-{options.lora}.safetensors"
+        write(path, dict(folder.manifest.parts), "lora", options.lora, 0)
+        job = job.replace(loras=(f"{path}:0.8",))
+        adapters = worn(job, folder.manifest, adapter)
+    planned = plan(folder.manifest, machine, job, None, Beside(last.manifest if last else None, adapters))
     stages = Stages()
     stages.begin("load")
     model = backend.load(folder, choice.backend, choice.device, machine.precision)
+    refiner = None if last is None else backend.load(last, choice.backend, choice.device, machine.precision)
     base = stages.rows["load"]["before"]
     for part, method in (("text", "encode_text"), ("encode", "encode_image"), ("denoise", "predict"),
                          ("decode", "decode")):  # fmt: skip
         stages.watch(model, part, method)
-    for _ in generate(model, job):
+    if refiner is not None:
+        stages.watch(refiner, "refine", "predict")
+    if adapters is not None:
+        stages.watch(model.weights, "adapters", "put")
+    for _ in generate(model, job, refiner=refiner, adapters=adapters):
         pass
     stages.end()
     plans = {stage.name: stage.bytes for stage in planned.stages}

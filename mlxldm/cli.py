@@ -279,7 +279,7 @@ def _generate(args: argparse.Namespace) -> int:
     from .adapters import Effect, worn
     from .generate import Step, generate, remarks, resolve, walks
     from .picture import check_writable, save_png
-    from .plan import plan
+    from .plan import Beside, plan
     from .recall import fingerprints, with_words
     from .tasks import task_of
 
@@ -293,8 +293,9 @@ def _generate(args: argparse.Namespace) -> int:
         say(line)
     adapters = worn(job, folder.manifest, find_adapter)
     memory = _memory(args.memory)
+    beside = Beside(refined, adapters)
     if args.plan:
-        return _plan(args, plan(folder.manifest, backend.machine(choice, args.precision), job, memory))
+        return _plan(args, plan(folder.manifest, backend.machine(choice, args.precision), job, memory, beside))
     outputs = _outputs(args.output, job)
     for path in outputs:
         check_writable(path)
@@ -308,7 +309,7 @@ def _generate(args: argparse.Namespace) -> int:
         refiner = None if second is None else backend.load(second, choice.backend, choice.device, args.precision)
         bar.clear()
         say(f"{model.description}: {choice.why}.")
-        short = plan(folder.manifest, model.machine, job, memory).short
+        short = plan(folder.manifest, model.machine, job, memory, beside).short
         if short:
             say(short)
         made_by: dict[str, Any] = {"mlxldm": __version__, "backend": model.description}

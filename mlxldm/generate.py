@@ -28,7 +28,7 @@ from .guidance import levels, part_of
 from .job import NOISES, SEAMLESS, Job, variation_of
 from .noise import Mixed, Noise
 from .picture import load_image, stretched
-from .plan import sides
+from .plan import Beside, left, sides
 from .prompt import EMPHASES, Network, Pass, networks, weigh
 from .samplers import CFGPP, SAMPLERS, Array, Denoise
 from .schedule import SPACINGS, Plan, Schedule
@@ -88,6 +88,8 @@ def generate(
     job = resolve(job, model.manifest, refiner.manifest if refiner else None)
     for own in tellings(job):
         (adapters or NONE).of(own)  # complains
+    beside = Beside(refiner.manifest if refiner else None, adapters)
+    memory = left(model.manifest, model.machine, memory, beside)
     return _pictures(model, job, memory, refiner, adapters or NONE)
 
 

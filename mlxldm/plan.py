@@ -7,6 +7,9 @@ follow the code of `on_mlx` and `on_torch` layer by layer. What follows from no 
 what they keep back) are constants, each with the measurement it comes from: `benchmarks/memory.py` holds the plan
 against resident memory, on Linux CPUs. For GPUs the same walks are taken, but nobody has measured them there.
 
+What a job loads beside its model counts as well (`Beside`): a refiner, and LoRAs, for which the weights as they were
+are kept with those that are changed.
+
 The plan also decides whether the autoencoder works in tiles (`tiles`): where the whole picture would not fit.
 """
 
@@ -16,6 +19,7 @@ import dataclasses
 import math
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +31,7 @@ from .terminal import size as plain
 from .tiles import OVERLAP, SMALLEST
 
 if TYPE_CHECKING:
+    from .adapters import Adapters
     from .folder import Manifest
     from .job import Job
 
@@ -67,7 +72,7 @@ class Machine:
 class Stage:
     """A part of the work: the most memory the process holds during it, in bytes, and what is done about it."""
 
-    name: str  # load, text, encode, denoise, decode; "denoise again" for a second pass
+    name: str  # load, adapters, text, encode, denoise, refine, decode; "denoise again" for a second pass
     bytes: int
     what: str
     tile: int | None = None  # of encode and decode: latents a side; None: the whole picture at once
@@ -94,16 +99,41 @@ class MemoryPlan:
         return {**machine, "available": self.available, "peak": self.peak, "short": self.short, "stages": stages}
 
 
-def plan(manifest: Manifest, machine: Machine, job: Job, memory: int | None = None) -> MemoryPlan:
+@dataclass(frozen=True)
+class Beside:
+    """What a job loads beside its model."""
+
+    refiner: Manifest | None = None
+    adapters: Adapters | None = None
+    parts: Sequence[Manifest] = ()  # networks that are no whole models
+
+    @property
+    def manifests(self) -> list[Manifest]:
+        """Of all networks."""
+        return [*([] if self.refiner is None else [self.refiner]), *self.parts]
+
+
+ALONE = Beside()
+
+
+def plan(
+    manifest: Manifest, machine: Machine, job: Job, memory: int | None = None, beside: Beside = ALONE
+) -> MemoryPlan:
     """The plan of a resolved job. `memory`: bytes it may take; None: what the machine has to give now."""
     available = _available(machine, memory)
-    held = _held(manifest, machine)
-    count = sum(weights(manifest, machine).values())
-    text = held + _text(manifest, 2)
-    stages = [Stage("load", _loading(manifest, machine), f"{plain(count)} of weights"), Stage("text", text, "whole")]
+    manifests = [manifest, *beside.manifests]
+    read, changed = _adapted(manifest, machine, beside.adapters)
+    count = sum(sum(weights(each, machine).values()) for each in manifests)
+    load = read + _loading(manifests, machine)
+    stages = [Stage("load", load, f"{plain(count)} of weights")]
+    held = _held(manifest, machine) + _beside(manifest, machine, beside)
+    if beside.adapters is not None and beside.adapters.worn:
+        stages.append(Stage("adapters", held, f"{plain(read + changed)} for what they change"))
+    stages.append(Stage("text", held + max(_text(each, 2) for each in manifests), "whole"))
     for number, each in enumerate(passes(job, max(8, manifest.vae.factor))):
         again = " again" if number else ""
-        for stage in _pass(manifest, machine, each, available, number > 0 or each.image is not None):
+        image = number > 0 or each.image is not None
+        for stage in _pass(manifest, machine, each, available, image, held, beside.refiner):
             stages.append(dataclasses.replace(stage, name=stage.name + again))
     short = None
     if available is not None and max(stage.bytes for stage in stages) > available:
@@ -115,8 +145,15 @@ def sides(
     manifest: Manifest, machine: Machine, job: Job, memory: int | None, image: bool
 ) -> tuple[int | None, int | None]:
     """The tiles in which one pass encodes and decodes, as the plan has them; `image`: there is something to encode."""
-    stages = {stage.name: stage for stage in _pass(manifest, machine, job, _available(machine, memory), image)}
+    held, available = _held(manifest, machine), _available(machine, memory)
+    stages = {stage.name: stage for stage in _pass(manifest, machine, job, available, image, held)}
     return stages["encode"].tile if image else None, stages["decode"].tile
+
+
+def left(manifest: Manifest, machine: Machine, memory: int | None, beside: Beside) -> int | None:
+    """The bytes that a model may take where so many may be taken with all that is beside it; None: nobody can tell."""
+    available = _available(machine, memory)
+    return None if available is None else max(1, available - _beside(manifest, machine, beside))
 
 
 def _available(machine: Machine, memory: int | None) -> int | None:
@@ -129,19 +166,29 @@ def _held(manifest: Manifest, machine: Machine) -> int:
     return held + (BLAS * cores() if machine.cpu and machine.backend == "mlx" else 0)
 
 
-def _pass(manifest: Manifest, machine: Machine, job: Job, available: int | None, image: bool) -> list[Stage]:
+def _beside(manifest: Manifest, machine: Machine, beside: Beside) -> int:
+    """Bytes that what is beside the model holds."""
+    networks = sum(sum(weights(each, machine).values()) for each in beside.manifests)
+    return networks + sum(_adapted(manifest, machine, beside.adapters))
+
+
+def _pass(
+    manifest: Manifest, machine: Machine, job: Job, available: int | None, image: bool, held: int,
+    refiner: Manifest | None = None,
+) -> list[Stage]:  # fmt: skip
     """From the picture, if there is one, to the picture."""
     assert job.width is not None and job.height is not None and job.guidance is not None
-    vae, held = manifest.vae, _held(manifest, machine)
+    vae = manifest.vae
     height, width = job.height // vae.factor, job.width // vae.factor
     stages = []
     if image:
         stages.append(_picture("encode", held, height, width, manifest, machine, available))
     rows = 2 if job.guidance > 1 else 1
     value = BYTES[machine.precision]
-    live, traffic = denoising(manifest.denoiser, height, width, machine)
-    kept = min(CACHE, traffic * rows * value) if machine.backend == "mlx" else KEPT
-    stages.append(Stage("denoise", held + live * rows * value + kept, f"{rows} at once" if rows > 1 else "whole"))
+    for name, net in (("denoise", manifest), *([("refine", refiner)] if refiner else [])):
+        live, traffic = denoising(net.denoiser, height, width, machine)
+        kept = min(CACHE, traffic * rows * value) if machine.backend == "mlx" else KEPT
+        stages.append(Stage(name, held + live * rows * value + kept, f"{rows} at once" if rows > 1 else "whole"))
     stage = _picture("decode", held, height, width, manifest, machine, available)
     if machine.backend == "mlx":  # when decoding begins, the cache of the steps is still there
         stage = dataclasses.replace(stage, bytes=max(stage.bytes, held + kept))
@@ -214,15 +261,50 @@ def _vae_precision(manifest: Manifest, machine: Machine) -> str:
     return "float32" if careful else machine.precision
 
 
-def _loading(manifest: Manifest, machine: Machine) -> int:
+def _loading(manifests: Sequence[Manifest], machine: Machine) -> int:
     """The most while the parts are filled, tensor by tensor: one is there as stored, twice, beside its own place."""
     most = held = BASE[machine.backend] if machine.cpu else 0
-    for part, config in manifest.parts.items():
-        for shape in parameters(config).values():
-            numbers = math.prod(shape)
-            held += round(numbers * _bytes_each(manifest, machine, part))
-            most = max(most, held + 2 * 2 * numbers)
+    for manifest in manifests:
+        for part, config in manifest.parts.items():
+            for shape in parameters(config).values():
+                numbers = math.prod(shape)
+                held += round(numbers * _bytes_each(manifest, machine, part))
+                most = max(most, held + 2 * 2 * numbers)
     return most
+
+
+def _adapted(manifest: Manifest, machine: Machine, adapters: Adapters | None) -> tuple[int, int]:
+    """Bytes that adapters hold: their numbers as they were read, float32; and on the device, those again and the
+    weights as they were beside those that are changed. Weights that stay packed have only factors beside them."""
+    if adapters is None:
+        return 0, 0
+    read = held = 0
+    precise = BYTES["float32"]
+    changes = {change: part for one in adapters.worn for (part, _), change in one.adapter.changes.items()}
+    for change, part in changes.items():
+        numbers = sum(array.size for array in (*change.arrays, change.magnitude, change.bias) if array is not None)
+        read += precise * numbers
+        stored = _bytes_each(manifest, machine, part)
+        half = change.plain and stored < precise and machine.precision in _multiplied(machine)
+        if machine.backend == "mlx" or half or not machine.cpu:  # torch on a CPU works with float32 as it was read
+            held += (BYTES[machine.precision] if half else precise) * numbers
+    shapes = {part: parameters(config) for part, config in manifest.parts.items()}
+    for (part, module), some in adapters.changes().items():
+        each = _bytes_each(manifest, machine, part)
+        numbers = math.prod(shapes[part][f"{module}.weight"])
+        if each not in BYTES.values():  # packed
+            each = BYTES[machine.precision]
+            if all(change.plain for _, change in some):
+                numbers = sum(array.size for _, change in some for array in change.arrays)
+        held += int(each) * numbers
+    return read if machine.cpu or machine.backend == "mlx" else 0, held
+
+
+def _multiplied(machine: Machine) -> tuple[str, ...]:
+    """The half precisions in which factors are multiplied: those that the machine is quick at."""
+    if not machine.cpu:
+        return ("float16", "bfloat16")
+    return ("bfloat16",) if machine.backend == "torch" else ()
 
 
 def _text(manifest: Manifest, rows: int) -> int:

@@ -76,8 +76,8 @@ class Worker:
         self._memory: int | None = None  # bytes that may be used; None: what is free
         self._awake, self._sleepless = Awake(), True
         self._choice: Choice | None = None
-        self._loaded: tuple[str, Model] | None = None
-        self._adapters: dict[Any, Any] = {}  # of the last job, by their files and the model's parts
+        self._loaded: dict[str, Model] = {}  # what the last job drew with: its model, its refiner
+        self._adapters: dict[str, dict[Any, Any]] = {}  # of the last job and estimate, by file and model
         self._latent: Any = None  # the last step's, in NumPy
         self._look_at: Preview | None = None  # a latent of the loaded model
 
@@ -272,18 +272,19 @@ class Worker:
         name = message["id"]
         named = Job.from_json(_object(message, "job"))
         with _files(message, payload, named) as job:
-            folder = _find(job.model)
-            job = resolve(job, folder.manifest)
-            job = with_words(job, folder, find_adapter, look, walks(job, folder.manifest))
+            folder, second = _folders(job)
+            last = None if second is None else second.manifest
+            job = resolve(job, folder.manifest, last)
+            job = with_words(job, folder, find_adapter, look, walks(job, folder.manifest, last))
             for line in remarks(job):
                 self.send("log", level="info", message=line)
-            adapters = self._worn(job, folder.manifest)
-            model = self._model(job.model, folder, name)
+            adapters = self._worn(job, folder.manifest, "generate")
+            model, *refiner = self._load({job.model: folder} | ({job.refiner: second} if second else {}), name)
             made_by: dict[str, Any] = {"mlxldm": __version__, "backend": model.description}
             if hashes := fingerprints(job, adapter_path, look):
                 made_by["hashes"] = hashes
-            pace = Pace(self._pace_of(folder), job)
-            for event in generate(model, job, self._memory, adapters=adapters):
+            pace = Pace(self._pace_of(folder, second), job)
+            for event in generate(model, job, self._memory, refiner[0] if refiner else None, adapters):
                 if stop.is_set():
                     raise Cancelled
                 if isinstance(event, Effect):
@@ -304,8 +305,9 @@ class Worker:
             pace.keep()
         return True
 
-    def _worn(self, job: Job, manifest: Manifest) -> Adapters:
-        """The job's adapters; those of the job before are not read again, unless their files have changed."""
+    def _worn(self, job: Job, manifest: Manifest, op: str) -> Adapters:
+        """The job's adapters; those of the job before, or that was estimated last, are not read again, unless their
+        files have changed."""
         from mlxldm_convert import adapter
 
         from .adapters import worn
@@ -317,11 +319,12 @@ class Worker:
             path = adapter_path(name)
             about = path.stat()
             mark = (path, about.st_size, about.st_mtime_ns, repr(parts))
-            kept[mark] = self._adapters.get(mark) or adapter(path, parts)
+            known = (adapters.get(mark) for adapters in list(self._adapters.values()))
+            kept[mark] = next(filter(None, known), None) or adapter(path, parts)
             return kept[mark]
 
         found = worn(job, manifest, find)
-        self._adapters = kept
+        self._adapters[op] = kept
         return found
 
     def _show(self, name: str, model: Model, step: Step) -> None:
@@ -351,45 +354,53 @@ class Worker:
         self.send("preview", payload, id=name, index=step.index, step=step.step, width=width, height=height,
                   encoding=self._preview)  # fmt: skip
 
-    def _model(self, wanted: str | None, folder: Folder, name: str) -> Model:
-        """The model, from memory if it was the last one."""
+    def _load(self, wanted: Mapping[str | None, Folder], name: str) -> list[Model]:
+        """A job's models, from memory where the last job had them; what it had besides is let go first."""
         from . import backend
 
-        key = json.dumps([wanted, _mark(wanted)])
-        if self._loaded is None or self._loaded[0] != key:
-            self._unload(say=False)
-            self.send("loading", id=name, model=folder.manifest.name)
-            assert self._choice is not None
-            model = backend.load(folder, self._choice.backend, self._choice.device, self._precision)
-            self._loaded = key, model
-        return self._loaded[1]
+        assert self._choice is not None
+        keys = {json.dumps([called, _mark(called)]): folder for called, folder in wanted.items()}
+        if next(iter(self._loaded), None) != next(iter(keys)):
+            self._look_at = None
+        for key in self._loaded.keys() - keys.keys():
+            self._loaded.pop(key).unload()
+        for key, folder in keys.items():
+            if key not in self._loaded:
+                self.send("loading", id=name, model=folder.manifest.name)
+                model = backend.load(folder, self._choice.backend, self._choice.device, self._precision)
+                self._loaded[key] = model
+        self._loaded = {key: self._loaded[key] for key in keys}  # the one that begins comes first
+        return list(self._loaded.values())
 
-    def _unload(self, say: bool = True) -> None:
-        if self._loaded is not None:
-            self._loaded[1].unload()
-        self._loaded = self._look_at = None
-        if say:
-            self.send("unloaded")
+    def _unload(self) -> None:
+        while self._loaded:
+            self._loaded.popitem()[1].unload()
+        self._look_at = None
+        self.send("unloaded")
 
     def _estimate(self, message: Message, payload: bytes, stop: threading.Event) -> bool:
         from . import backend
         from .generate import resolve
-        from .plan import plan
+        from .plan import Beside, plan
 
         named = Job.from_json(_object(message, "job"))
         with _files(message, payload, named) as job:
-            folder = _find(job.model)
-            job = resolve(job, folder.manifest)
-        seconds = Pace(self._pace_of(folder), job).expected()
+            folder, second = _folders(job)
+            last = None if second is None else second.manifest
+            job = resolve(job, folder.manifest, last)
+            adapters = self._worn(job, folder.manifest, "estimate")
+        seconds = Pace(self._pace_of(folder, second), job).expected()
         assert self._choice is not None
-        memory = plan(folder.manifest, backend.machine(self._choice, self._precision), job, self._memory)
+        beside = Beside(last, adapters)
+        memory = plan(folder.manifest, backend.machine(self._choice, self._precision), job, self._memory, beside)
         self.send("estimate", id=message["id"], seconds=seconds, known=seconds is not None, memory=memory.peak,
                   available=memory.available, short=memory.short)  # fmt: skip
         return False
 
-    def _pace_of(self, folder: Folder) -> str:
+    def _pace_of(self, folder: Folder, refiner: Folder | None) -> str:
         assert self._choice is not None
-        return f"{folder.manifest.name} {self._choice.backend} {self._choice.device} {self._precision}"
+        names = " and ".join(each.manifest.name for each in (folder, refiner) if each is not None)
+        return f"{names} {self._choice.backend} {self._choice.device} {self._precision}"
 
     def _tokens(self, message: Message, payload: bytes, stop: threading.Event) -> bool:
         from mlxldm_convert import look
@@ -663,6 +674,11 @@ def _find(name: str | None) -> Folder:
     from .cli import find
 
     return find(name)
+
+
+def _folders(job: Job) -> tuple[Folder, Folder | None]:
+    """The job's model and its refiner."""
+    return _find(job.model), None if job.refiner is None else _find(job.refiner)
 
 
 def _mark(name: str | None) -> list[Any]:

@@ -135,7 +135,10 @@ def told(effect: Any) -> list[str]:
         lines += [f"    not used: {tensors} – {why}" for tensors, why in _left(lora).items()]
     answer, words = effect.get("answer"), effect.get("words")
     if isinstance(answer, int | float):
-        lines.append(f"the U-Net’s answer changed by {answer:.2%}")
+        of = effect.get("answer_of")  # it was measured when they came, and not for every weight since
+        texts = [lora.get("text") for lora in _loras(effect)]
+        with_what = f" with {', '.join(map(str, of))}" if isinstance(of, list) and of != texts else ""
+        lines.append(f"the U-Net’s answer changed by {answer:.2%}{with_what}")
     lines += [f"‘{word}’ stood for its vectors" for word in words] if isinstance(words, list) else []
     return lines
 

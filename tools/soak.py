@@ -40,7 +40,8 @@ FAULTS = {
     "worker killed, drawing": (14, ("step",)),
     "worker killed, between picture and done": (10, ("saved",)),
     "poisoned job": (4, ("step",)),
-    "app killed": (22, ("idle", "added", "step", "written", "renaming", "renamed", "saved", "ended", "anytime")),
+    "app closed": (4, ("idle", "step", "saved")),
+    "app killed": (18, ("idle", "added", "step", "written", "renaming", "renamed", "saved", "ended", "anytime")),
     "app killed, -wal deleted": (6, ("step", "renamed", "saved", "anytime")),
     "disk full": (10, ("step",)),
     "input picture deleted": (6, ("added",)),
@@ -49,6 +50,7 @@ FAULTS = {
     "force stop": (5, ("step",)),
 }
 APP_KILLED = ("app killed", "app killed, -wal deleted")
+ENDS = {(0, "app closed"), *((-signal.SIGKILL, kind) for kind in APP_KILLED)}  # of the app, by its code and the fault
 BAD = ("cancelled", "failed", "aside")  # ends of a job without all of its pictures
 
 LAST = b"\0\0\0\0IEND\xaeB`\x82"  # the chunk that ends a PNG
@@ -278,20 +280,21 @@ def soak(home: Path, planned: list[Planned], say: Any = print) -> tuple[list[str
         lives, outlived = lives + 1, max(outlived, after)
         events = events_of(home)
         last = next((event for event in reversed(events) if event["what"] == "fault"), None)
-        wanted = code == -signal.SIGKILL and last is not None and last["kind"] in APP_KILLED
-        if code != 0 and not wanted:
+        kind = last["kind"] if last is not None else ""
+        whole = code == 0 and bool(events) and events[-1]["what"] == "finished"
+        if not whole and (code, kind) not in ENDS:
             problems.append(f"the app ended with code {code}")
-        if wanted and last["kind"] == "app killed, -wal deleted":
+        if (code, kind) == (-signal.SIGKILL, "app killed, -wal deleted"):
             for ending in ("-wal", "-shm"):
                 (home / "app" / f"mlxldm.db{ending}").unlink(missing_ok=True)
         found = look(home)
-        more, endings = check(found, events, planned, end=code == 0)
+        more, endings = check(found, events, planned, end=whole)
         problems += more + tracebacks(home)
-        if problems or code == 0:
+        if problems or whole:
             break
         seconds = time.monotonic() - began
         say(f"{sum(endings.values())} of {len(planned)} jobs, {lives} ends of the app, {seconds:.0f} s")
-    if code == 0:
+    if whole:
         problems += [f"a temporary file was left over: {path.name}" for path in (home / "tmp").iterdir()]
     worst, killed = recovery(events)
     figures = {

@@ -172,11 +172,16 @@ class Person(QObject):
         def close() -> None:
             for entry in self.queue.ended_badly:
                 self._note_end(entry)
-            self.window.close()
-            QApplication.exit(0)
+            self.note("finished")
+            self._close()
 
         rescan.finished.connect(close)
         rescan.start()
+
+    def _close(self) -> None:
+        self._leaving = True
+        self.window.close()
+        QApplication.exit(0)
 
     def _note_end(self, entry: Entry) -> None:
         n = number(entry.job.prompt)
@@ -252,6 +257,8 @@ class Person(QObject):
         self.note("fault", n=n, kind=kind, moment=when)
         if kind in APP_KILLED:
             os.kill(os.getpid(), signal.SIGKILL)
+        elif kind == "app closed":
+            QTimer.singleShot(0, self._close)
         elif kind.startswith("worker killed"):
             self._dying = self.client.pid
             os.kill(self._dying, signal.SIGKILL)

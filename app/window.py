@@ -632,7 +632,7 @@ class Window(QMainWindow):
                 self.dresser.refresh(path)
 
         def looked(message: dict[str, Any], payload: bytes) -> None:
-            if (message.get("says") or {}).get("state") in ("LoRA", "textual inversion"):
+            if (message.get("says") or {}).get("what") in ("LoRA", "textual inversion"):
                 self.client.ask("add", added, path=path)
             else:
                 self.desk.show_models([path])

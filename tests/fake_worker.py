@@ -141,8 +141,8 @@ class Fake:
             elif op in ("pull", "convert"):
                 threading.Thread(target=self.fetch, args=(op, name), daemon=True).start()
             elif op == "look":
-                state = "LoRA" if "lora" in os.path.basename(message["path"]) else "ready"
-                self.send("looked", id=name, says={"state": state})
+                lora = {"what": "LoRA"} if "lora" in os.path.basename(message["path"]) else {}
+                self.send("looked", id=name, says={"state": "ready", **lora})
             elif op == "add":
                 self.added.append(message["path"])
                 self.send("done", id=name, seconds=0.0)

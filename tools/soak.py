@@ -297,9 +297,10 @@ def soak(home: Path, planned: list[Planned], say: Any = print) -> tuple[list[str
     if whole:
         problems += [f"a temporary file was left over: {path.name}" for path in (home / "tmp").iterdir()]
     worst, killed = recovery(events)
+    hit = {event["n"]: event["kind"] for event in events if event["what"] == "fault"}
     figures = {
         "jobs": len(planned),
-        "faults": dict(sorted(Counter(event["kind"] for event in events if event["what"] == "fault").items())),
+        "faults": dict(sorted(Counter(hit.values()).items())),
         "endings": dict(sorted(endings.items())),
         "pictures": len(found.files),
         "starts of the app": lives,

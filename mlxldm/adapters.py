@@ -357,20 +357,21 @@ def worn(job: Job, manifest: Manifest, find: Find) -> Adapters:
         raise UserError(f"{manifest.name} is of a kind that no LoRA is made for: leave {texts[0]!r} out.")
     wishes = {text: wish(text) for text in texts}
     files: dict[str, Adapter] = {}
-    inversions: list[Inversion] = []
+    brought: list[Inversion] = []
     for name in dict.fromkeys(one.name for one in wishes.values()):
         found = find(name, parts)
         if isinstance(found, Inversion):
             raise UserError(f"{shown(name)} is a textual inversion and no LoRA: give it with --embedding.")
         files[name] = found
-        inversions += found.inversions
+        brought += found.inversions
+    inversions: list[Inversion] = []
     for name in job.embeddings:
         found = find(name, parts)
         if not isinstance(found, Inversion):
             raise UserError(f"{shown(name)} is a LoRA and no textual inversion: give it with --lora.")
         inversions.append(found)
     loras = {text: _worn(text, wanted, files[wanted.name], parts) for text, wanted in wishes.items()}
-    words = tuple(_word(one, parts, manifest.name) for one in inversions)
+    words = tuple(_word(one, parts, manifest.name) for one in inversions + brought)  # the first of a name is meant
     return Adapters(tuple(loras[text] for text in texts), words)
 
 

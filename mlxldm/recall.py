@@ -35,12 +35,14 @@ def with_words(job: Job, folder: Folder, find: Find, look: store.Look, walks: Se
     """
     said = _said(job, walks)
     letters = _squeezed(" ".join(said))
-    files = [path for path in store.adapter_files() if path.stat().st_size <= SMALL]
+    added = store.adapter_files()
+    stems = [path.stem for path in added]
+    files = [path for path in added if path.stat().st_size <= SMALL]
     names = {path: (path.stem, *says.get("names", ())) for path, says in store.looked(files, look).items()}
     known: list[tuple[str, Word]] = []
     for path in files:
         if any(_squeezed(called) in letters for called in names[path]):
-            name = path.stem if sum(path.stem == other.stem for other in files) == 1 else str(path)
+            name = path.stem if stems.count(path.stem) == 1 else str(path)
             with contextlib.suppress(UserError):  # no textual inversion, or for another model
                 here = Job(embeddings=(str(path),))
                 known += [(name, word) for word in words_of(here, folder.manifest, find)]

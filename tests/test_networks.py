@@ -214,6 +214,25 @@ def test_words_of_other_models_do_not_count(studio, disk):
     assert named(studio) == (str(disk / "deep" / "house.safetensors"),)  # two have the name, one fits
 
 
+def test_a_word_and_a_lora_may_have_one_name(studio, disk):
+    """Then the word is recorded by its path; and it comes before one of its name that a LoRA brings along."""
+    from safetensors.numpy import load_file, save_file
+
+    brings = load_file(disk / "style.safetensors")
+    brings["bundle_emb.zorg.string_to_param.*"] = np.full((1, 32), 0.5, np.float32)
+    (disk / "deep").mkdir()
+    save_file(brings, disk / "deep" / "zorg.safetensors")
+    (found,) = named(studio, prompt="a zorg house")
+    assert found == str(disk / "zorg.safetensors")
+    manifest = studio.folder("sd1").manifest
+    wears = worn(JOB.replace(loras=(str(disk / "deep" / "zorg.safetensors"),), embeddings=(found,)), manifest,
+                 find_adapter)  # fmt: skip
+    assert [(word.names[0], word.count) for word in wears.words] == [("zorg", 3), ("zorg", 1)]
+    reader = Reader(studio.folder("sd1"))
+    reader.learn([(word.names, word.count) for word in wears.words])
+    assert sum(token < 0 for token in reader("a zorg house").encoders[0][0].ids) == 3
+
+
 def test_a_word_is_not_cut_in_two(studio, disk):
     """Its vectors go to the next chunk together, as A1111's do."""
     reader = Reader(studio.folder("sd1"))

@@ -129,6 +129,23 @@ def draw(model):
     return functools.cache(run)
 
 
+def test_the_mean_is_restored():
+    """By hand: the states 1 2 / 3 6 have the mean 3; with the second token twice as strong it is 21 / 4, so that all
+    come times 4 / 7.
+    """
+    import mlx.core as mx
+    import torch
+
+    from mlxldm.on_mlx import model as on_mlx
+    from mlxldm.on_torch import model as on_torch
+
+    states = np.array([[[1, 2], [3, 6]]] * 2, np.float32)
+    weights = [[1.0, 2.0], [1.0, 1.0]]
+    wanted = [[[4 / 7, 8 / 7], [24 / 7, 48 / 7]], [[1, 2], [3, 6]]]  # each text by itself
+    assert np.allclose(np.array(on_mlx.weighed(mx.array(states), weights)), wanted)
+    assert np.allclose(on_torch.weighed(torch.tensor(states), weights).numpy(), wanted)
+
+
 RED: list[Runs] = [[("a red house at dusk", 1.0)]]
 BLUE: list[Runs] = [[("a blue boat at dusk", 1.0)]]
 NO: list[Runs] = [[(NEGATIVE, 1.0)]]

@@ -20,6 +20,7 @@ from PySide6.QtWidgets import (
 
 from . import theme
 from .canvas import Easel, outlined
+from .difference import difference
 from .pictures import read
 from .widgets import Elided
 
@@ -214,6 +215,11 @@ class Compare(QWidget):
         self.pair.moved.connect(self._moved)
         self.set_dark()
 
+    @property
+    def easel(self) -> Easel:
+        """What is zoomed and has the keys."""
+        return self.pair
+
     def show_files(self, first: str, second: str) -> bool:
         """Two pictures' files; False if one of them cannot be read."""
         images, found = [QImage(path) for path in (first, second)], [read(path) for path in (first, second)]
@@ -225,10 +231,12 @@ class Compare(QWidget):
             label.say(f"{number} · {image.width()} × {image.height()}")
         rows = differences(one, other)
         self._fill(rows)
-        same = "Every pixel is the same" if images[0] == images[1] else ""
-        said = "" if rows else "nothing was set differently" if one and other else "not both have their settings inside"
-        self.words.say("; ".join(filter(None, (same, said))).capitalize())
-        self.words.setVisible(bool(self.words.whole))
+        told = [apart.words] if likely_alike(one, other) and (apart := difference(*images)) is not None else []
+        if not rows:
+            told.append("nothing was set differently" if one and other else "not both have their settings inside")
+        words = "; ".join(told)
+        self.words.say(words[:1].upper() + words[1:])
+        self.words.setVisible(bool(words))
         return True
 
     def _fill(self, rows: list[tuple[str, str, str]]) -> None:
@@ -293,6 +301,12 @@ def differences(first: dict[str, Any], second: dict[str, Any]) -> list[tuple[str
 
 def _dict(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def likely_alike(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Whether two records say the same seed and words, so that it is of use to know how far the pictures are apart."""
+    one, other = (_dict(record.get("job")) for record in (first, second))
+    return all(one.get(key) == other.get(key) for key in ("prompt", "seed"))
 
 
 def _alike(one: Any, other: Any) -> bool:

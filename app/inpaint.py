@@ -12,6 +12,7 @@ from PySide6.QtWidgets import QApplication, QVBoxLayout, QWidget
 from mlxldm.job import Job
 
 from . import theme
+from .canvas import Easel
 from .mask import MaskPainter, has_holes
 from .mask_bar import MaskBar
 from .panel import Panel
@@ -45,6 +46,11 @@ class Inpaint(QWidget):
         self.painter.extension_changed.connect(self._extended)
         self.bar.only_masked_changed.connect(self._wished)
         self.set_dark()
+
+    @property
+    def easel(self) -> Easel:
+        """What is zoomed and has the keys."""
+        return self.painter
 
     # The panel's picture.
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 from PySide6.QtCore import QEvent, QPointF, QRectF, Qt, Signal
 from PySide6.QtGui import QColor, QIcon, QKeySequence, QPainter, QPainterPath, QPalette, QPen, QPixmap
-from PySide6.QtWidgets import QCheckBox, QHBoxLayout, QLabel, QSlider, QToolButton, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QHBoxLayout, QLabel, QSlider, QToolButton, QVBoxLayout, QWidget
 
 from .mask import LARGEST, SMALLEST, MaskPainter
+from .widgets import Check
 
 _NATIVE = QKeySequence.SequenceFormat.NativeText
 _FINE = 200  # steps of the slider for the size, which is even in its logarithm
@@ -37,7 +38,7 @@ class MaskBar(QWidget):
         self.softness = self._slider(100, lambda value: painter.set_softness(value / 100))
         self.softness.setAccessibleName("Softness of the brush")
         self.softness_label = self._number("100 %")
-        self.only_masked = QCheckBox("Only the masked area")
+        self.only_masked = Check("Only the masked area")
         self.only_masked.setToolTip("Draws the masked area at the full size and puts it back: finer, for small masks")
         self.only_masked.clicked.connect(self._wished)
         self.only_masked.toggled.connect(self.only_masked_changed)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from PySide6.QtCore import QPoint, QPointF, QRectF, QSize, Qt, Signal
-from PySide6.QtGui import QColor, QFont, QPainter, QPaintEvent, QPen
+from PySide6.QtCore import Qt, Signal
+from PySide6.QtGui import QFont
 from PySide6.QtWidgets import (
-    QCheckBox,
     QDialog,
     QFileDialog,
     QGridLayout,
@@ -20,37 +19,9 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
-from . import theme
 from .naming import file_name, wrong_pattern
 from .settings import SETTINGS, Settings
-from .widgets import Combo, Elided, restyle
-
-
-class Check(QCheckBox):
-    """A box that can be seen in both schemes."""
-
-    def paintEvent(self, event: QPaintEvent) -> None:  # noqa: N802
-        """The box, its tick, the words."""
-        c, painter = theme.colours(), QPainter(self)
-        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
-        box = QRectF(0.5, self.height() / 2 - 8 + 0.5, 15, 15)
-        painter.setPen(QColor(c.ring if self.hasFocus() else c.accent if self.isChecked() else c.quiet))
-        painter.setBrush(QColor(c.accent if self.isChecked() else c.base))
-        painter.drawRoundedRect(box, 4, 4)
-        if self.isChecked():
-            painter.setPen(QPen(QColor(c.on_accent), 1.8, Qt.PenStyle.SolidLine, Qt.PenCapStyle.RoundCap))
-            painter.drawPolyline([box.topLeft() + QPointF(*at) for at in ((3.5, 7.8), (6.3, 10.6), (11.5, 4.6))])
-        painter.setPen(QColor(c.text))
-        painter.drawText(self.rect().adjusted(24, 0, 0, 0), Qt.AlignmentFlag.AlignVCenter, self.text())
-        painter.end()
-
-    def sizeHint(self) -> QSize:  # noqa: N802
-        """Box and words."""
-        return QSize(28 + self.fontMetrics().horizontalAdvance(self.text()), max(20, self.fontMetrics().height() + 2))
-
-    def hitButton(self, at: QPoint) -> bool:  # noqa: N802
-        """The words are as good as the box."""
-        return self.rect().contains(at)
+from .widgets import Check, Combo, Elided, restyle
 
 
 class SettingsPage(QDialog):

@@ -11,7 +11,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PySide6.QtCore import (
     QBuffer,
@@ -63,16 +63,13 @@ from mlxldm import __version__
 from mlxldm.job import Job
 
 from . import adapters, pictures, places, theme
-from .canvas import Easel
 from .client import Client
 from .commands import COMMANDS, COMPARE, COMPARED, DONE, MENUS, PAINT, Command
-from .compare import Compare
 from .desk import Desk
 from .dresser import Dresser
 from .errors import Notice, report
 from .gallery import Gallery, Side
 from .history import Entry, History, Picture
-from .inpaint import Inpaint
 from .jobs import Progress, Queue, State
 from .masking import FIELDS as MASKED
 from .masking import STRENGTHS
@@ -84,6 +81,10 @@ from .settings import Settings
 from .thumbnails import Thumbnails
 from .viewer import Viewer, file_data
 from .widgets import PICTURES, Unheard, picture_of
+
+if TYPE_CHECKING:
+    from .compare import Compare
+    from .inpaint import Inpaint
 
 CHECKPOINTS = (".safetensors", ".ckpt", ".pt", ".pth", ".gguf")
 FILTER = "Pictures (" + " ".join(f"*{ending}" for ending in PICTURES) + ")"
@@ -186,10 +187,9 @@ class Window(QMainWindow):
              act["copy_prompt"], act["save"], act["reveal"], None, act["trash"]],
             act["compare"],
         )  # fmt: skip
-        self.inpaint = Inpaint(self.panel, self._keep_mask)
-        self.comparing = Compare()
-        for page in (self.inpaint, self.comparing):
-            self.viewer.pages.addWidget(page)
+        self._inpaint: Inpaint | None = None
+        self._compare: Compare | None = None
+        self._mask_actions: list[QAction] = []
         self.dresser = Dresser(self.client, self.panel, self)
         self.side = Side(self.gallery_model, self.queue, self.thumbnails)
         self.split = QSplitter()
@@ -260,8 +260,8 @@ class Window(QMainWindow):
                     self.viewer.canvas.addAction(self.actions_[command.name])
             else:
                 menus[command].addSeparator()
-        self._mask_actions = self.inpaint.actions_for_menu(self)
-        menus["&Mask"].addActions(self._mask_actions)
+        self._mask_menu = menus["&Mask"]
+        self._mask_menu.aboutToShow.connect(lambda: self.inpaint)  # it has more entries
         appearance = menus["&View"].addMenu("&Appearance")
         group = QActionGroup(self)
         chosen = self.desk.settings.get("appearance")
@@ -301,10 +301,6 @@ class Window(QMainWindow):
         panel.asks.connect(self._ask)
         panel.disclosure.toggled.connect(self.actions_["settings_shown"].setChecked)
         panel.advanced.button.toggled.connect(self.actions_["advanced_shown"].setChecked)
-        self.inpaint.closed.connect(self.leave)
-        self.comparing.closed.connect(self.leave)
-        self.inpaint.painter.picture_dropped.connect(self.take_file)
-        self.inpaint.bar.only_masked_changed.connect(lambda _: self._follow_focus())
         viewer.example.connect(self._example)
         viewer.bar.acted.connect(self._act)
         viewer.bar.closed.connect(lambda: self.say(None))
@@ -480,7 +476,7 @@ class Window(QMainWindow):
         kept = self._keep_input(path)
         if kept is not None:
             self._start_is_meant = True
-            job, mask = self.panel.job(), self.inpaint.mask_for(kept)
+            job, mask = self.panel.job(), self._inpaint.mask_for(kept) if self._inpaint else None
             if kept == job.image:
                 return  # with its mask, as it is
             strength = job.strength
@@ -503,19 +499,59 @@ class Window(QMainWindow):
             self.say(Notice(f"‘{Path(path).name}’ cannot be used as a picture: {error}."))
             return None
 
+    # What the middle has instead of the picture; made when it is first asked for.
+
+    @property
+    def inpaint(self) -> Inpaint:
+        """The mask painter."""
+        if self._inpaint is None:
+            from .inpaint import Inpaint
+
+            self._inpaint = page = Inpaint(self.panel, self._keep_mask)
+            self.viewer.pages.addWidget(page)
+            page.closed.connect(self.leave)
+            page.painter.picture_dropped.connect(self.take_file)
+            page.bar.only_masked_changed.connect(lambda _: self._follow_focus())
+            self._mask_actions = page.actions_for_menu(self)
+            self._mask_menu.addActions(self._mask_actions)
+            self._follow_focus()
+        return self._inpaint
+
+    @property
+    def comparing(self) -> Compare:
+        """Two pictures over each other."""
+        if self._compare is None:
+            from .compare import Compare
+
+            self._compare = Compare()
+            self.viewer.pages.addWidget(self._compare)
+            self._compare.closed.connect(self.leave)
+        return self._compare
+
+    @property
+    def page(self) -> Inpaint | Compare | None:
+        """The one that is there now, or none."""
+        page = self.viewer.pages.currentWidget()
+        return next((one for one in (self._inpaint, self._compare) if one is page and one is not None), None)
+
+    @property
+    def painting(self) -> bool:
+        """Whether a mask is painted now."""
+        return self.page is not None and self.page is self._inpaint
+
     # Two pictures.
 
     def compare(self, first: str, second: str) -> None:
         """Show two pictures' files over each other, and what was set differently."""
         if self.comparing.show_files(first, second):
-            self._go(self.comparing, self.comparing.pair)
+            self._go(self.comparing)
         else:
             self.say(Notice("One of the two pictures cannot be read."))
 
     def do_compare(self) -> None:
         """The two selected pictures, or the shown one with what it was made from or the one before it; or be done."""
         two = self._two()
-        if self.comparing.isVisible():
+        if self.page is not None and self.page is self._compare:
             self.leave()
         elif two is not None:
             self.compare(*two)
@@ -544,7 +580,7 @@ class Window(QMainWindow):
 
     def do_mask(self) -> None:
         """Paint on the shown picture, or on the start picture if that came last; or be done with it."""
-        if self.inpaint.isVisible():
+        if self.painting:
             self.leave()
             return
         if self.shown is not None and not (self._start_is_meant and self.panel.image is not None):
@@ -555,13 +591,13 @@ class Window(QMainWindow):
         """Paint on the start picture."""
         if self.panel.image is not None and self.panel.current.takes("mask") and self.inpaint.open():
             self._start_is_meant = True
-            self._go(self.inpaint, self.inpaint.painter)
+            self._go(self.inpaint)
 
     def do_extend(self) -> None:
         """Drag the picture's edges outwards, and let what is new be painted."""
-        if not self.inpaint.isVisible():
+        if not self.painting:
             self.do_mask()
-        if self.inpaint.isVisible():
+        if self.painting:
             self.inpaint.extend()
 
     def do_only_masked(self) -> None:
@@ -586,11 +622,11 @@ class Window(QMainWindow):
             except OSError as error:
                 self.say(Notice(f"The mask was not saved: {error.strerror or error}."))
 
-    def _go(self, page: QWidget, focus: QWidget) -> None:
+    def _go(self, page: Inpaint | Compare) -> None:
         """Another page in the middle; what is made meanwhile does not push it away."""
         self._following = False
         self.viewer.pages.setCurrentWidget(page)
-        focus.setFocus()
+        page.easel.setFocus()
         self._follow()
 
     def leave(self) -> None:
@@ -907,14 +943,15 @@ class Window(QMainWindow):
         act["enlarge"].setVisible(enlarger is not None)
         act["enlarge"].setText(f"&Enlarge with {enlarger.title}" if enlarger is not None else "&Enlarge")
         act["enlarge"].setEnabled(here)
-        act["compare"].setText(COMPARED if self.comparing.isVisible() else COMPARE)
-        act["compare"].setEnabled(self.comparing.isVisible() or self._two() is not None)
-        two = self.comparing.isVisible() or len(chosen) == 2
-        self.viewer.need(act["mask"] if self.inpaint.isVisible() else act["compare"] if two else None)
+        comparing = self.page is not None and not self.painting
+        act["compare"].setText(COMPARED if comparing else COMPARE)
+        act["compare"].setEnabled(comparing or self._two() is not None)
+        two = comparing or len(chosen) == 2
+        self.viewer.need(act["mask"] if self.painting else act["compare"] if two else None)
         for name in ("copy", "save", "reveal", "start_from", "details"):
             act[name].setEnabled(here)
         for name in ("fit", "pixels", "zoom_in", "zoom_out"):
-            act[name].setEnabled(here or self._easel is not None)
+            act[name].setEnabled(here or self.page is not None)
         for name in ("trash", "favourite"):
             act[name].setEnabled(bool(chosen) or here)
         act["favourite"].setChecked(bool(self._meant) and all(one.favourite for one in self._meant))
@@ -937,8 +974,8 @@ class Window(QMainWindow):
         """What commands are about where the focus is, and with this model."""
         if self._closed:
             return
-        act, painting = self.actions_, self.inpaint.isVisible()
-        history = self.inpaint.painter.layer.history if self.inpaint.at_hand else self.undo_stack
+        act, painting = self.actions_, self.painting
+        history = self.inpaint.painter.layer.history if self._at_mask else self.undo_stack
         act["undo"].setText(f"&Undo {history.undoText()}".rstrip())
         act["redo"].setText(f"&Redo {history.redoText()}".rstrip())
         masks = self.panel.current.takes("mask")
@@ -948,9 +985,9 @@ class Window(QMainWindow):
         act["mask"].setEnabled(masks and (self.shown is not None or self.panel.image is not None))
         act["extend"].setVisible(masks and self.panel.current.takes("extend"))
         act["extend"].setEnabled(act["mask"].isEnabled())
-        only = self.inpaint.bar.only_masked
-        act["only_masked"].setChecked(only.isChecked())
-        act["only_masked"].setEnabled(painting and only.isEnabled())
+        only = self.inpaint.bar.only_masked if painting else None
+        act["only_masked"].setChecked(only is not None and only.isChecked())
+        act["only_masked"].setEnabled(only is not None and only.isEnabled())
         for action in (*self._mask_actions, act["import_mask"], act["export_mask"]):
             action.setEnabled(painting)
 
@@ -1221,7 +1258,7 @@ class Window(QMainWindow):
             self._large = (not self.panel.isHidden(), not self.side.isHidden())
             self.panel.hide()
             self.side.hide()
-            (self._easel or self.viewer.canvas).setFocus()
+            (self.page.easel if self.page is not None else self.viewer.canvas).setFocus()
         else:
             left, right = self._large
             self._large = None
@@ -1255,14 +1292,12 @@ class Window(QMainWindow):
 
     def do_fit(self) -> None:
         """The whole picture."""
-        easel = self._easel
-        easel.fit() if easel is not None else self.viewer.canvas.set_zoom(None)
+        self.page.easel.fit() if self.page is not None else self.viewer.canvas.set_zoom(None)
 
     def do_pixels(self) -> None:
         """One pixel of it for one of the screen."""
-        easel = self._easel
-        if easel is not None:
-            easel.actual_size()
+        if self.page is not None:
+            self.page.easel.actual_size()
         else:
             self.viewer.canvas.set_zoom(1 / self.devicePixelRatioF())
 
@@ -1275,14 +1310,7 @@ class Window(QMainWindow):
         self._zoom_by(0.8)
 
     def _zoom_by(self, factor: float) -> None:
-        easel = self._easel
-        easel.zoom(factor) if easel is not None else self.viewer.canvas.zoom_by(factor)
-
-    @property
-    def _easel(self) -> Easel | None:
-        """What is zoomed where that is not the picture itself."""
-        page = self.viewer.pages.currentWidget()
-        return self.inpaint.painter if page is self.inpaint else self.comparing.pair if page is self.comparing else None
+        self.page.easel.zoom(factor) if self.page is not None else self.viewer.canvas.zoom_by(factor)
 
     def do_next_picture(self) -> None:
         """The one before it in time."""
@@ -1314,14 +1342,19 @@ class Window(QMainWindow):
         self.panel.prompt.setFocus()
         self._follow()
 
+    @property
+    def _at_mask(self) -> bool:
+        """Whether undo is of the mask's strokes."""
+        return self.painting and self.inpaint.at_hand
+
     def do_undo(self) -> None:
         """The last step of the controls or the gallery, or of the mask while that is painted."""
-        self.inpaint.painter.layer.undo() if self.inpaint.at_hand else self.undo_stack.undo()
+        self.inpaint.painter.layer.undo() if self._at_mask else self.undo_stack.undo()
         self._follow_focus()
 
     def do_redo(self) -> None:
         """And forward again."""
-        self.inpaint.painter.layer.redo() if self.inpaint.at_hand else self.undo_stack.redo()
+        self.inpaint.painter.layer.redo() if self._at_mask else self.undo_stack.redo()
         self._follow_focus()
 
     def do_shortcuts(self) -> None:
@@ -1357,8 +1390,8 @@ class Window(QMainWindow):
             self._appearances[name].setChecked(True)
             self.panel.set_dark()
             self.viewer.set_dark()
-            self.inpaint.set_dark()
-            self.comparing.set_dark()
+            for page in filter(None, (self._inpaint, self._compare)):
+                page.set_dark()
             self.side.set_dark()
             self._follow()
 

@@ -147,10 +147,10 @@ def test_the_same_pixels_are_said_to_be_and_what_cannot_be_read_is_said(comparin
         (place / f"{name}.png").write_bytes(fake_worker.png(32, 24, 5, {"mlxldm": record % name}))
     window.compare(str(place / "mlx.png"), str(place / "torch.png"))
     table = window.comparing.table
-    assert window.comparing.words.whole == "Every pixel is the same" and table.rowCount() == 1
+    assert window.comparing.words.whole == "The same picture, to the bit" and table.rowCount() == 1
     assert [table.item(0, at).text() for at in range(3)] == ["Made by: backend", "mlx", "torch"]
     window.compare(str(place / "mlx.png"), str(place / "mlx.png"))
-    assert window.comparing.words.whole == "Every pixel is the same; nothing was set differently"
+    assert window.comparing.words.whole == "The same picture, to the bit; nothing was set differently"
     window.leave()
     window.compare(str(place / "mlx.png"), str(place / "nothing.png"))
     assert not window.comparing.isVisible() and "cannot be read" in window.viewer.bar.words.text()

@@ -43,7 +43,7 @@ sys.exit(app.__main__.main([]))
 NOT_LOADED = ("numpy", "PIL", "mlx", "torch", "hashlib", "ssl", "multiprocessing", "asyncio", "PySide6.QtNetwork")
 # Opened seldom: imported when they are.
 NOT_YET = ("app.model_sheet", "app.shelf", "app.talk", "app.settings_page", "app.backends", "app.probe",
-           "app.difference")  # fmt: skip
+           "app.difference", "app.compare", "app.inpaint", "app.mask", "app.canvas")  # fmt: skip
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="how much memory a process has is asked of Linux")

@@ -527,7 +527,8 @@ def test_everything_that_takes_the_focus_has_a_name(opened, place):
     until(lambda: window.shown is not None and len(window.panel.loras.rows) == 2 and window.panel.loras.wardrobe.all)
     window._add(Job(prompt="fault", seed=1))
     until(lambda: window.viewer.bar.isVisible())
-    named = 0
+    pages, named = [window.inpaint, window.comparing], 0
+    assert all(window.isAncestorOf(page) for page in pages)
     for widget in window.findChildren(QWidget):
         if widget.focusPolicy() == Qt.FocusPolicy.NoFocus or widget.objectName().startswith("qt_"):
             continue

@@ -715,4 +715,4 @@ def _models(scan: bool = False) -> list[dict[str, Any]]:
 if __name__ == "__main__":  # how a bundle, whose program is not Python, starts it
     from .cli import main
 
-    sys.exit(main(["worker", *sys.argv[1:]]))
+    sys.exit(main(["worker", *(one for one in sys.argv[1:] if one != "--worker")]))

@@ -11,7 +11,7 @@ import tomllib
 
 import pytest
 from app_things import application, gone, until
-from conftest import ROOT
+from conftest import ROOT, needs_mlx
 from PySide6.QtCore import QObject, Signal
 from PySide6.QtWidgets import QLabel, QWidget
 
@@ -53,6 +53,17 @@ def test_it_starts_with_little(place):
     assert done.returncode == 0, done.stderr
     loaded, _, peak = done.stdout.partition("\n")
     assert loaded == "[]" and int(peak.split()[1]) < 95_000
+
+
+@needs_mlx
+def test_a_bundled_worker_gets_its_arguments(place):
+    start = "import sys; from mlxldm_app.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    for program in (["-c", start], ["-m", "mlxldm.worker"]):  # of PyInstaller, and of Briefcase
+        done = subprocess.run([sys.executable, *program, "--worker", "--backend", "mlx", "--device", "cpu"],
+                              input=b"", capture_output=True, timeout=60)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        ready = json.loads(done.stdout.splitlines()[0])
+        assert (ready["ev"], ready["backend"], ready["device"]) == ("ready", "mlx", "cpu")
 
 
 # One of it.

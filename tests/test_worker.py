@@ -267,20 +267,22 @@ def test_it_loads_the_backend_that_draws_and_no_other(home):
 
 
 STRANGE = """
-import sys, os
+import sys, os, time
 import numpy as np
 from mlxldm import generate as function
 import mlxldm.generate, mlxldm.worker
 module = sys.modules["mlxldm.generate"]
 real = module.generate
-def strange(model, job, **more):
+def strange(model, job, *rest, **more):
     print("a library prints")
     os.write(1, b"and another one, past Python\\n")
     if job.prompt == "raise":
         raise ValueError("bad luck")
     if job.prompt == "memory":
         raise MemoryError
-    for event in real(model, job, **more):
+    for event in real(model, job, *rest, **more):
+        if job.prompt == "slow":
+            time.sleep(0.4)
         if job.prompt == "nan" and hasattr(event, "guess") and event.step == 2:
             import dataclasses
             event = dataclasses.replace(event, guess=event.guess * float("nan"))
@@ -324,6 +326,36 @@ def test_prints_faults_and_numbers_that_are_none(home):
         assert ends["nan"]["kind"] == "numbers" and "no numbers" in ends["nan"]["message"]
         assert ends["fine"]["ev"] == "done"
     assert b"a library prints" in worker.errors and b"past Python" in worker.errors
+
+
+def test_cancel_of_a_slow_model_takes_one_step_at_most(home):
+    with Client(code=STRANGE) as worker:
+        worker.generate("a", {**JOB, "prompt": "slow", "steps": 50})
+        worker.until("a", "step")
+        worker.send("cancel", id="a")
+        began = time.monotonic()
+        events = worker.until("a")
+        assert events[-1]["ev"] == "cancelled" and time.monotonic() - began < 5, "all steps would take twenty seconds"
+        assert sum(event["ev"] == "step" for event in events) <= 1
+
+
+def test_a_conversion_that_is_stopped_leaves_nothing(worker, home):
+    worker.send("convert", id="c", source="scenes", target="half", quantize=8)
+    worker.until("c", "progress")
+    worker.send("cancel", id="c")
+    assert worker.until("c")[-1]["ev"] == "cancelled"
+    left = [path.name for path in (home / "home").iterdir() if "half" in path.name]
+    assert left == []
+    worker.send("convert", id="d", source="scenes", target="half", quantize=8)
+    assert worker.until("d")[-1]["ev"] == "done"
+
+
+def test_the_end_in_the_middle_of_a_line_or_of_a_payload_is_the_end(home):
+    for cut in (b'{"op": "gener', b'{"op": "generate", "id": "a", "job": {}, "bytes": 1000}\n12345'):
+        with Client(*CPU) as worker:
+            worker.raw(cut)
+            worker.process.stdin.close()
+            assert worker.process.wait(20) == 0 and worker.next() is None
 
 
 def test_many_messages_at_once_and_every_job_ends_once(worker):
@@ -437,7 +469,7 @@ def test_loras_are_added_listed_worn_and_told(worker, tmp_path):
     first, second = events[0]["loras"]
     assert (first["text"], first["unmatched"], first["left"]) == ("Ink wash (v2):0.8", 0, {}) and first["weights"] > 0
     assert first["modules"]["denoiser"] > 4 and events[0]["answer"] > 0
-    (tensors, why), = second["left"].items()
+    ((tensors, why),) = second["left"].items()
     assert second["unmatched"] == 3 and tensors.endswith("and 2 more") and "no module" in why
     picture = events[-2]["payload"]
     assert picture != plain[-2]["payload"]

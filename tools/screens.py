@@ -1,50 +1,61 @@
 """Draw the app's window in its states, light and dark, in two sizes and at scale 2: pictures to look at.
 
-    QT_QPA_PLATFORM=offscreen python tools/screens.py [--out DIR] [--only NAME] [--keep]
+    QT_QPA_PLATFORM=offscreen python tools/screens.py [--out DIR] [--only NAME] [--scale 2] [--keep]
 
-The gallery's pictures are real, made by the embedded model; the states come from the scripted worker of the tests.
-`--keep` writes the handful that docs/screens/ has.
+The states come from the scripted worker of the tests, and the gallery's pictures from tools/scenes/render.py: what the
+embedded model learned from, larger than it draws. What code can see of a window's looks (tests/app_looks.py) is checked
+in every one of them: exit code 1 if anything is wrong. `--keep` writes the handful that docs/screens/ has.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tools" / "scenes")]
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
-PROMPTS = (
-    "a red lighthouse by the sea at dusk", "a green hill under a yellow sun", "a blue house in the snow",
-    "a white sailing boat on a calm lake", "two pine trees on a hill in the evening",
-    "a castle at night under the moon",
-)  # fmt: skip
+SCENES = (11, 16, 9, 40, 31, 21, 12, 5, 34, 19, 26, 8, 2, 27, 7, 18, 25, 36)  # numbers of the renderer's pictures
 SIZES = {"wide": (1280, 800), "small": (1024, 640)}
-KEPT = ("first-light-small", "idle-light-wide", "idle-dark-wide", "error-light-small", "waiting-dark-small")
+KEPT = (
+    "generating-light-wide", "idle-dark-wide", "first-light-small", "painting-dark-small", "compare-light-small",
+    "models-light-small", "backends-dark-small", "loras-light-small", "waiting-dark-small", "crashed-light-small",
+)  # fmt: skip
 
 
 def gallery(place: Path) -> list[Path]:
-    """Pictures of the embedded model over some days, made once into `place`."""
+    """Pictures with their jobs inside, made once into `place`."""
     if not place.exists():
+        import numpy as np
+        import render
+        import words
+
+        from mlxldm.job import Job
+        from mlxldm.picture import save_png
+
         place.mkdir(parents=True)
-        for at, prompt in enumerate(PROMPTS):
-            wish = [prompt, "--seed", str(5 + at), "--count", "3", "-o", str(place / f"{at}.png")]
-            command = [sys.executable, "-m", "mlxldm.cli", "generate", *wish]
-            subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+        for at, number in enumerate(SCENES):
+            rng = np.random.default_rng([number, 7])
+            factors = render.sample(rng)
+            pixels, _ = render.render(factors, rng, 512)
+            prompt, _ = words.caption_with_labels(factors, rng)
+            job = Job(prompt=prompt, model="dreamshaper-8", seed=1000 + 37 * number, steps=25, guidance=7.5,
+                      sampler="dpmpp_2m", spacing="karras", width=512, height=512)  # fmt: skip
+            save_png(place / f"{at:02}.png", pixels, job, {"mlxldm": "0.1.0", "backend": "mlx", "seconds": 8.7})
     return sorted(place.glob("*.png"))
 
 
-def main() -> None:
-    """Draw."""
+def main() -> int:
+    """Draw; 1 if a window has something that code can find wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "mlxldm-screens")
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", default="", help="part of a name")
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--scale", type=int, default=1)
     asked = parser.parse_args()
@@ -58,22 +69,29 @@ def main() -> None:
     app = QApplication(["mlxldm"])
     app.setApplicationName("mlxldm")
     assert "DejaVu Sans" in QFontDatabase.families(), "without fonts Qt draws boxes"
+    wrong = 0
     for state in STATES:
         for scheme in ("light", "dark"):
             for size in SIZES:
                 name = f"{state}-{scheme}-{size}"
                 if asked.only in name:
-                    draw(app, state, scheme, size, made, asked.out / f"{name}{'@2' if asked.scale == 2 else ''}.png")
+                    target = asked.out / f"{name}{'@2' if asked.scale == 2 else ''}.png"
+                    found = draw(app, state, scheme, size, made, target)
+                    print(target, *found, sep="\n    ", flush=True)
+                    wrong += len(found)
                     if asked.keep and name in KEPT and asked.scale == 1:
-                        shrink(asked.out / f"{name}.png", ROOT / "docs" / "screens" / f"{name}.png")
+                        shrink(target, ROOT / "docs" / "screens" / f"{name}.png")
+    return bool(wrong)
 
 
-def draw(app, state: str, scheme: str, size: str, made: list[Path], target: Path) -> None:
-    """One window in one state."""
+def draw(app, state: str, scheme: str, size: str, made: list[Path], target: Path) -> list[str]:
+    """One window in one state; what is wrong with it."""
     with tempfile.TemporaryDirectory() as home:
         os.environ["MLXLDM_HOME"] = home
         if state != "first":
             fill(Path(home) / "pictures", made)
+        from app_looks import complaints
+
         from app import theme
         from app.client import Client
         from app.window import Window
@@ -82,7 +100,7 @@ def draw(app, state: str, scheme: str, size: str, made: list[Path], target: Path
         flags = ["--pace", "0.12"] if state in ("generating", "stopping", "corner") else ["--pace", "0.02"]
         flags += ["--load", "60"] if state == "loading" else []
         flags += ["--refuse"] if state == "down" else []
-        flags += ["--loras"] if state == "wearing" else []
+        flags += ["--loras"] if state == "loras" else []
         client = Client((sys.executable, [str(ROOT / "tests" / "fake_worker.py"), *flags], {}))
         window = Window(client)
         window.settings.setValue("appearance", scheme)
@@ -90,20 +108,44 @@ def draw(app, state: str, scheme: str, size: str, made: list[Path], target: Path
         window.show()
         until(app, lambda: client.greeting is not None or state == "down")
         until(app, lambda: state == "first" or len(window.gallery_model.shown) == len(made))
-        STATES[state](app, window)
+        above = STATES[state](app, window)
         spend(app, 0.6)
-        window.grab().save(str(target))
-        print(target)
+        found = complaints(window) + (complaints(above) if above is not None else [])
+        together(window, above).save(str(target))
         window.close()
+        if above is not None:
+            above.close()
         window.deleteLater()
         spend(app, 0.1)
+    return found
+
+
+def together(window, above):
+    """A window's picture, with what is open above it: where that is, or in the middle if it is a sheet."""
+    from PySide6.QtCore import QPoint, QRect, Qt
+    from PySide6.QtGui import QColor, QPainter
+
+    picture = window.grab()
+    if above is None:
+        return picture
+    place = QRect(above.pos() - window.pos(), above.size())
+    if above.windowFlags() & Qt.WindowType.Popup != Qt.WindowType.Popup:
+        place.moveCenter(window.rect().center())
+    painter = QPainter(picture)
+    painter.setPen(Qt.PenStyle.NoPen)
+    for spread in range(12, 0, -1):
+        painter.setBrush(QColor(0, 0, 0, 6))
+        painter.drawRoundedRect(place.adjusted(-spread, -spread, spread, spread).translated(0, 4), spread, spread)
+    painter.drawPixmap(place.topLeft() + QPoint(0, 0), above.grab())
+    painter.end()
+    return picture
 
 
 def fill(folder: Path, made: list[Path]) -> None:
     """The pictures as if they had been made over some days."""
     now = time.time()
     for at, path in enumerate(made):
-        when = now - (at // 5) * 86400 - at * 60
+        when = now - (at // 6) * 86400 - at * 60
         day = folder / time.strftime("%Y-%m-%d", time.localtime(when))
         day.mkdir(parents=True, exist_ok=True)
         copy = day / f"{at:04}.png"
@@ -128,12 +170,27 @@ def spend(app, seconds: float) -> None:
         time.sleep(0.005)
 
 
-def chosen(window, prompt: str = "A lighthouse on a cliff at dusk, gouache, soft light", **more) -> None:
+def chosen(window, prompt: str = "A red lighthouse on a cliff at dusk, gouache, soft light", **more) -> None:
     """The controls as somebody left them."""
     from mlxldm.job import Job
 
     window.panel.show_job(Job(**{"prompt": prompt, "model": "dreamshaper-8", "count": 4, **more}))
     window.panel.disclosure.setChecked(True)
+
+
+def queued(window, *wishes: tuple[str, int], **more) -> None:
+    """Jobs, one after the other."""
+    from mlxldm.job import Job
+
+    for prompt, count in wishes:
+        window._add(Job(**{"prompt": prompt, "count": count, "seed": 3, "width": 512, "height": 512, **more}))
+
+
+# The states. Some return what is open above the window.
+
+
+def first(app, window) -> None:
+    """Nothing was ever made."""
 
 
 def idle(app, window) -> None:
@@ -143,18 +200,47 @@ def idle(app, window) -> None:
     window._select(1)
 
 
+def typing(app, window) -> None:
+    """A prompt that is too long for the model."""
+    chosen(window, "A lighthouse on a cliff at dusk, gouache, soft light, " + "painted with very many words " * 15)
+    window.panel.negative.replace("blurry, text, frame")
+    window._select(1)
+    window.panel.prompt.setFocus()
+    until(app, lambda: window.panel.counter.isVisible())
+
+
+def no_model(app, window) -> None:
+    """The worker has nothing to draw with."""
+    window._rows = []
+    window._models([{"name": "gone", "state": "not there"}])
+    window._models([])
+    window.panel.set_models([])
+
+
+def loading(app, window) -> None:
+    """A model is read."""
+    idle(app, window)
+    queued(window, ("a lighthouse on a cliff", 1))
+    until(app, lambda: window.queue.state.value == "loading")
+
+
 def generating(app, window) -> None:
-    """The second of four pictures, and a queue."""
-    from mlxldm.job import Job
+    """The second of four pictures, its preview, and a queue."""
+    from PySide6.QtCore import QSize, Qt
+    from PySide6.QtGui import QImage
 
     idle(app, window)
-    for prompt, count in (
-        ("a lighthouse on a cliff", 4),
-        ("an owl in ink on old paper, very detailed", 8),
-        ("a castle at night", 1),
-    ):
-        window._add(Job(prompt=prompt, count=count, seed=3, steps=12, width=512, height=512))
-    until(app, lambda: window.queue.progress is not None and window.queue.progress.index == 1)
+    queued(window, ("hang gliders over a second valley at dusk, gouache", 4), steps=25)
+    queued(window, ("an owl in ink on old paper, very detailed", 8), ("a castle at night", 1))
+    until(app, lambda: window.queue.progress is not None and (window.queue.progress.index, window.queue.progress.step)
+          == (1, 2))  # fmt: skip
+    spend(app, 0.3)
+    for step in range(3, 15):
+        window.queue.progress.stepped(1, step, 25, 0.31)
+    small = QImage(window.gallery_model.shown[-2].path).scaled(QSize(40, 40), Qt.AspectRatioMode.KeepAspectRatio,
+                                                              Qt.TransformationMode.SmoothTransformation)  # fmt: skip
+    window.queue.preview.emit(small)
+    window._progress()
 
 
 def corner(app, window) -> None:
@@ -164,43 +250,69 @@ def corner(app, window) -> None:
     spend(app, 0.3)
 
 
-def loading(app, window) -> None:
-    """A model is read."""
-    from mlxldm.job import Job
-
-    idle(app, window)
-    window._add(Job(prompt="a lighthouse on a cliff", seed=1))
-    until(app, lambda: window.queue.state.value == "loading")
-
-
 def stopping(app, window) -> None:
     """Asked to stop, and deaf."""
-    from mlxldm.job import Job
-
     idle(app, window)
-    window._add(Job(prompt="hang on a cliff", seed=1, steps=8, width=512, height=512))
+    queued(window, ("hang on a cliff", 1), steps=8)
     until(app, lambda: window.queue.progress is not None and window.queue.progress.step == 2)
     window.do_stop()
     until(app, lambda: window.queue.may_force)
 
 
-def error(app, window) -> None:
-    """A job that does not fit."""
-    from mlxldm.job import Job
+def waiting(app, window) -> None:
+    """A queue from before, and a start picture."""
+    from app.errors import of_waiting
 
     idle(app, window)
-    window._add(Job(prompt="memory of a lighthouse on a cliff", seed=1))
+    window.queue.pause()
+    queued(window, ("a lighthouse on a cliff", 2), ("an owl in ink", 1), ("a fox in the snow, woodcut", 4))
+    window.say(of_waiting(7))
+    window.start_from(window.gallery_model.shown[4].path)
+
+
+def _ended(app, window, prompt: str) -> None:
+    idle(app, window)
+    queued(window, (prompt, 1))
     until(app, lambda: window.viewer.bar.notice is not None)
+
+
+def error_memory(app, window) -> None:
+    """A job that does not fit."""
+    _ended(app, window, "memory of a lighthouse on a cliff")
+
+
+def error_wish(app, window) -> None:
+    """A job that cannot be."""
+    _ended(app, window, "wish upon a star")
+
+
+def error_fault(app, window) -> None:
+    """Our fault, with what happened."""
+    _ended(app, window, "fault lines in a desert")
+    window.viewer.bar.more.setChecked(True)
+
+
+def error_saving(app, window) -> None:
+    """A full disk."""
+    from app.errors import of_saving
+
+    idle(app, window)
+    window.say(of_saving("No space left on device", "/Volumes/Pictures/mlxldm"))
 
 
 def crashed(app, window) -> None:
     """The worker went."""
-    from mlxldm.job import Job
+    idle(app, window)
+    queued(window, ("crash of a wave on a cliff", 1), ("an owl in ink", 1))
+    until(app, lambda: window.viewer.bar.notice is not None and window.client.greeting is not None)
+
+
+def silent(app, window) -> None:
+    """The worker does not answer."""
+    from app.errors import of_silence
 
     idle(app, window)
-    window._add(Job(prompt="crash of a wave on a cliff", seed=1))
-    until(app, lambda: window.viewer.bar.notice is not None and window.client.greeting is not None)
-    window.viewer.bar.more.setChecked(True)
+    window.say(of_silence())
 
 
 def down(app, window) -> None:
@@ -208,66 +320,95 @@ def down(app, window) -> None:
     until(app, lambda: window.viewer.bar.notice is not None)
 
 
-def waiting(app, window) -> None:
-    """A queue from before, and a start picture."""
-    from app.errors import of_waiting
-    from mlxldm.job import Job
-
+def nothing_found(app, window) -> None:
+    """A search without a hit."""
     idle(app, window)
-    window.queue.pause()
-    for prompt, count in (("a lighthouse on a cliff", 2), ("an owl in ink", 1)):
-        window._add(Job(prompt=prompt, count=count, seed=3))
-    window.say(of_waiting(3))
-    window.start_from(window.gallery_model.shown[4].path)
+    window.side.search.setText("zebra")
 
 
-def painting(app, window) -> None:
-    """A mask over the second picture, and room at its right."""
+def painting(app, window, extend: bool = False) -> None:
+    """A mask over the picture."""
     from PySide6.QtCore import QPointF
 
     idle(app, window)
-    window.do_extend()
+    window.do_extend() if extend else window.do_mask()
     painter = window.inpaint.painter
-    for width, places in ((34, [(30, 84), (52, 78), (70, 86)]), (18, [(96, 30), (104, 44)])):
+    for width, places in ((140, [(120, 330), (210, 310), (280, 345)]), (70, [(385, 120), (415, 175)])):
         painter.layer.begin()
         for start, stop in zip(places, places[1:], strict=False):
             painter.layer.line(QPointF(*start), QPointF(*stop), width)
         painter.layer.end()
-    painter.set_sides((2,), 64)
+    painter._move_ring(QPointF(415, 175))
+
+
+def extending(app, window) -> None:
+    """Room at its right and above it."""
+    painting(app, window, True)
+    window.inpaint.painter.set_sides((2,), 256)
+    window.inpaint.painter.set_sides((1,), 64)
+
+
+def dropping(app, window) -> None:
+    """A picture is held over the place to start from."""
+    from PySide6.QtCore import QMimeData, Qt, QUrl
+    from PySide6.QtGui import QDragEnterEvent
+
+    idle(app, window)
+    data, well = QMimeData(), window.panel.well
+    data.setUrls([QUrl.fromLocalFile(window.gallery_model.shown[0].path)])
+    app.sendEvent(well, QDragEnterEvent(well.rect().center(), Qt.DropAction.CopyAction, data,
+                                        Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier))  # fmt: skip
 
 
 def comparing(app, window) -> None:
     """Two pictures, and what was set differently."""
     idle(app, window)
-    first, second = (window.gallery_model.shown[at].path for at in (5, 0))
-    window.compare(first, second)
+    window.compare(*(window.gallery_model.shown[at].path for at in (5, 0)))
 
 
 def advanced(app, window) -> None:
     """All that can be set."""
     chosen(window, hires=2.0, variation="99:0.3", model="a-turbo")
+    window._select(3)
     window.panel.advanced.button.setChecked(True)
     spend(app, 0.3)
     window.panel._scroll.verticalScrollBar().setValue(10_000)
 
 
-def wearing(app, window) -> None:
-    """LoRAs: on, off, and for another model."""
-    chosen(window, loras=("ink wash:0.8", "soft light:1.2", "xl-film:0.5"))
-    window.panel.disclosure.setChecked(False)
-    until(app, lambda: window.panel.loras.wardrobe.all)
-    window.panel.loras.rows[1].switch.click()
+def loras(app, window) -> None:
+    """Two LoRAs that are worn, and one that does not fit."""
+    chosen(window, loras=["ink wash:0.8", "soft light:0.35", "xl-film"])
+    window._select(1)
+    until(app, lambda: window.panel.loras.isVisible())
+    spend(app, 0.5)
+    window.panel._scroll.ensureWidgetVisible(window.panel.loras, 0, 0)
 
 
-def first(app, window) -> None:
-    """Nothing was ever made."""
+def details(app, window):
+    """All that is known of a picture."""
+    idle(app, window)
+    window.do_details()
+    return _opened(app, "Details")
+
+
+def shortcuts(app, window):
+    """All keys."""
+    idle(app, window)
+    window.do_shortcuts()
+    return _opened(app, "Keyboard Shortcuts")
+
+
+def _opened(app, title: str):
+    until(app, lambda: any(one.isVisible() and one.windowTitle() == title for one in app.topLevelWidgets()))
+    return next(one for one in app.topLevelWidgets() if one.isVisible() and one.windowTitle() == title)
 
 
 STATES = {
     one.__name__: one
-    for one in (first, idle, loading, generating, corner, painting, comparing, advanced, wearing, stopping, error,
-                crashed, down, waiting)
-}
+    for one in (first, idle, typing, no_model, loading, generating, corner, stopping, waiting, error_memory, error_wish,
+                error_fault, error_saving, crashed, silent, down, nothing_found, painting, extending, dropping,
+                comparing, advanced, loras, details, shortcuts)
+}  # fmt: skip
 
 
 def shrink(source: Path, target: Path) -> None:
@@ -276,9 +417,9 @@ def shrink(source: Path, target: Path) -> None:
 
     target.parent.mkdir(parents=True, exist_ok=True)
     whole = Image.open(source).convert("RGB")
-    few = whole.quantize(256, method=Image.Quantize.FASTOCTREE)
+    few = whole.quantize(256, method=Image.Quantize.MEDIANCUT)
     whole.quantize(palette=few, dither=Image.Dither.FLOYDSTEINBERG).save(target, optimize=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

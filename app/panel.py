@@ -108,7 +108,7 @@ class Panel(QWidget):
         self.negative.setAccessibleName("What to leave out")
         self.counter = QLabel()
         self.counter.setProperty("quiet", True)
-        self.counter.setAlignment(Qt.AlignmentFlag.AlignRight)
+        self.counter.setAlignment(Qt.AlignmentFlag.AlignLeft)
         self.counter.setWordWrap(True)
         self.counter.hide()
         self.shape = Combo()
@@ -581,7 +581,7 @@ class Panel(QWidget):
         self, seconds: float | None, memory: int | None, available: int | None, whole: int | None
     ) -> None:
         """The line below the button; bytes."""
-        parts = ["The first picture shows how long it takes" if seconds is None else f"About {duration(seconds)}"]
+        parts = ["Not timed yet" if seconds is None else f"About {duration(seconds)}"]
         level = ""
         if memory:
             room = available or whole
@@ -595,10 +595,10 @@ class Panel(QWidget):
 
     def show_tokens(self, prompt: int, negative: int, limit: int) -> None:
         """The counter, where it has something to say."""
-        over = [f"{what} has {count} words and signs of {limit}" for what, count in
-                (("The prompt", prompt), ("What to leave out", negative)) if limit and count > limit]  # fmt: skip
+        over = [f"{what}{count} of {limit} words and signs" for what, count in
+                (("", prompt), ("Left out: ", negative)) if limit and count > limit]  # fmt: skip
         near = limit and prompt > 0.75 * limit
-        self.counter.setText(f"{over[0]}; its end may be ignored" if over else (f"{prompt} of {limit}" if near else ""))
+        self.counter.setText(f"{over[0]}: its end may be ignored" if over else f"{prompt} of {limit}" if near else "")
         restyle(self.counter, level="amber" if over else "", quiet=not over)
         self.counter.setVisible(bool(self.counter.text()))
 

@@ -79,9 +79,12 @@ def sheet(c: Colours) -> str:
     QPlainTextEdit, QLineEdit, QSpinBox, QDoubleSpinBox {{ background: {c.base}; border: 1px solid {c.border};
         border-radius: 6px; padding: 3px 6px; selection-background-color: {c.accent}; selection-color: {c.on_accent}; }}
     QPlainTextEdit {{ padding: 3px 2px; }}
+    QLineEdit {{ min-height: 20px; }}
+    QLineEdit QToolButton {{ min-width: 0; min-height: 0; border: none; background: transparent; }}
     QPlainTextEdit:focus, QLineEdit:focus, QSpinBox:focus, QDoubleSpinBox:focus {{ border: 1px solid {c.ring}; }}
     QAbstractSpinBox::up-button, QAbstractSpinBox::down-button {{ width: 0; border: none; }}
-    QAbstractSpinBox QLineEdit {{ border: none; border-radius: 0; padding: 0; background: transparent; }}
+    QAbstractSpinBox QLineEdit {{ border: none; border-radius: 0; padding: 0; min-height: 0;
+        background: transparent; }}
     QComboBox, QPushButton, QToolButton {{ background: {c.raised}; color: {c.text}; border: 1px solid {c.border};
         border-radius: 6px; padding: 4px 10px; min-height: 18px; }}
     QComboBox {{ padding-right: 22px; }}
@@ -101,7 +104,7 @@ def sheet(c: Colours) -> str:
     QPushButton[primary="true"]:focus {{ border: 1px solid {c.text}; }}
     QPushButton[primary="true"]:disabled {{ background: {c.pressed}; color: {c.text}; border-color: {c.border}; }}
     QPushButton[flat="true"], QToolButton[flat="true"] {{ background: transparent; border: 1px solid transparent;
-        text-align: left; padding: 3px 4px; }}
+        text-align: left; padding: 3px 4px 3px 0; }}
     QToolButton[flat="true"] {{ padding: 0; min-width: 24px; min-height: 24px; max-height: 24px; }}
     QPushButton[flat="true"]:hover, QToolButton[flat="true"]:hover {{ background: {c.pressed}; }}
     QPushButton[flat="true"]:focus, QToolButton[flat="true"]:focus {{ border: 1px solid {c.ring}; }}
@@ -112,6 +115,7 @@ def sheet(c: Colours) -> str:
     QSplitter::handle {{ background: {c.line}; }}
     QScrollArea, QScrollArea > QWidget > QWidget {{ background: transparent; border: none; }}
     QFrame#notice {{ background: {c.notice}; border: 1px solid {c.border}; border-radius: 8px; }}
+    QFrame#popover {{ border: 1px solid {c.border}; }}
     QFrame#well {{ border: none; background: transparent; }}
     QListView {{ background: transparent; border: none; }}
     QListView:focus {{ border: none; }}
@@ -201,6 +205,7 @@ def draw(painter: QPainter, name: str, place: QRectF, colour: QColor) -> None:
                  [(13.5, 11), (3, 11)], [(6, 8.3), (3, 11), (6, 13.7)]],
         "take": [[(13, 3), (13, 9), (4, 9)], [(7, 6), (4, 9), (7, 12)]],
         "tick": [[(4, 8.5), (7, 11.5), (12, 5)]],
+        "info": [[(8, 7.5), (8, 11)], [(8, 4.9), (8, 5)]],
         "warning": [[(8, 2.5), (14.5, 13.5), (1.5, 13.5), (8, 2.5)], [(8, 6.5), (8, 9.5)], [(8, 11.5), (8, 11.6)]],
     }  # fmt: skip
     for stroke in strokes.get(name, []):
@@ -213,6 +218,8 @@ def draw(painter: QPainter, name: str, place: QRectF, colour: QColor) -> None:
         for x in {"more": (3, 8, 13), "dot": (8,)}.get(name, ()):
             radius = 1.4 if name == "more" else 3.5
             painter.drawEllipse(QPointF(x, 8), radius, radius)
+    if name == "info":
+        painter.drawEllipse(QPointF(8, 8), 6.2, 6.2)
     if name == "search":
         painter.drawEllipse(QPointF(7, 7), 4, 4)
         painter.drawLine(QPointF(10, 10), QPointF(13.5, 13.5))

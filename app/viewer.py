@@ -42,6 +42,7 @@ from .widgets import Elided
 ZOOM = 1.25
 LEAST, MOST = 0.05, 32.0
 TILE = 112  # side of the live picture in the corner
+LINE = 26  # pixels: of the bar's first one, with its sign and its button to close
 NARROW = 620  # pixels; below it, some buttons are in the menu only
 
 
@@ -283,9 +284,11 @@ class Bar(QFrame):
         self.setObjectName("notice")
         self.notice: Notice | None = None
         self.sign = QLabel()
-        self.sign.setFixedWidth(20)
+        self.sign.setFixedSize(20, LINE)
         self.words = QLabel()
         self.words.setWordWrap(True)
+        self.words.setContentsMargins(0, (LINE - self.words.fontMetrics().height()) // 2, 0, 0)
+        self.words.setAlignment(Qt.AlignmentFlag.AlignTop)
         self.words.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.words.setTextFormat(Qt.TextFormat.PlainText)
         self.more = QPushButton("Details")
@@ -353,8 +356,7 @@ class Bar(QFrame):
         """Its signs, in the scheme that is on."""
         error = self.notice is not None and self.notice.kind == "error"
         c = theme.colours()
-        sign = "warning" if error else "dot" if self.notice is not None and self.notice.kind == "news" else "pause"
-        self.sign.setPixmap(theme.icon(sign, c.red if error else c.quiet).pixmap(16, 16))
+        self.sign.setPixmap(theme.icon("warning" if error else "info", c.red if error else c.quiet).pixmap(16, 16))
         self.close_button.setIcon(theme.icon("close", c.quiet))
 
 
@@ -380,6 +382,7 @@ class Viewer(QWidget):
         self._actions = actions = [*actions, rare]
         self._rare = rare
         self._needed: QAction | None = None
+        self._busy = self._empty = False
         self._buttons: list[QPushButton] = []
         below = QHBoxLayout()
         below.setSpacing(8)
@@ -468,6 +471,8 @@ class Viewer(QWidget):
         policy.setRetainSizeWhenHidden(True)
         self.progress.setSizePolicy(policy)
         self.progress.setVisible(busy)
+        self._busy = busy
+        self._follow()
 
     def need(self, action: QAction | None) -> None:
         """A command that has a button however narrow it is; None for no such."""
@@ -477,6 +482,8 @@ class Viewer(QWidget):
     def set_empty(self, empty: bool) -> None:
         """Whether there was never a picture."""
         self.welcome.setVisible(empty)
+        self._empty = empty
+        self._follow()
 
     def set_dark(self) -> None:
         """The signs, in the scheme that is on."""
@@ -485,14 +492,15 @@ class Viewer(QWidget):
         self.canvas.update()
 
     def _follow(self) -> None:
-        """Buttons say what their commands say; where it is narrow, only the first stays, and what is needed."""
+        """Buttons say what their commands say; the first is there while something runs, the others while
+        there is a picture and room, and always what is needed."""
         narrow = self.width() < NARROW
         for at, (action, button) in enumerate(zip(self._actions, self._buttons, strict=True)):
             text = action.text().replace("&", "")
             if button.text() != text:
                 button.setText(text)
             button.setEnabled(action.isEnabled())
-            usual = (at == 0 or not narrow) and action is not self._rare
+            usual = self._busy if at == 0 else not (narrow or self._empty or action is self._rare)
             button.setVisible(action.isVisible() and (usual or action is self._needed))
 
     def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802

@@ -1360,8 +1360,15 @@ class Window(QMainWindow):
     def do_shortcuts(self) -> None:
         """All keys."""
         native = QKeySequence.SequenceFormat.NativeText
-        lines = [f"{action.shortcut().toString(native):16} {action.text().replace('&', '')}"
-                 for action in self.actions_.values() if not action.shortcut().isEmpty()]  # fmt: skip
+        listed: dict[str, list[tuple[str, str]]] = {}
+        for command in COMMANDS:
+            if isinstance(command, Command) and not self.actions_[command.name].shortcut().isEmpty():
+                action = self.actions_[command.name]
+                pair = action.shortcut().toString(native), action.text().replace("&", "")
+                listed.setdefault(command.menu.replace("&", ""), []).append(pair)
+        wide = max(len(keys) for pairs in listed.values() for keys, _ in pairs) + 3
+        lines = ["\n".join([menu, *(f"  {keys:{wide}}{words}" for keys, words in pairs), ""])
+                 for menu, pairs in listed.items()]  # fmt: skip
         show_text(self, "Keyboard Shortcuts", "\n".join(lines), fixed=True)
 
     def do_about(self) -> None:

@@ -1,7 +1,8 @@
 """What can be said about a window's looks without eyes: `complaints(window)` lists it in sentences.
 
 Clipped texts, widgets outside their parents, letters that the font has not (they would be boxes), and texts whose
-contrast, measured in the drawn pixels, is below 4.5 (https://www.w3.org/TR/WCAG21/#contrast-minimum).
+contrast, measured in the drawn pixels, is below 4.5 (https://www.w3.org/TR/WCAG21/#contrast-minimum), and what takes
+the focus without a name for screen readers.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from PySide6.QtCore import QModelIndex, QRect, Qt
-from PySide6.QtGui import QColor, QFontMetrics, QImage
+from PySide6.QtGui import QAccessible, QColor, QFontMetrics, QImage
 from PySide6.QtWidgets import (
     QAbstractButton,
     QAbstractItemView,
@@ -40,7 +41,7 @@ def complaints(window: QWidget) -> list[str]:
     for widget in window.findChildren(QWidget):
         if widget.isVisible() and widget.window() is window and not widget.visibleRegion().isEmpty():
             name = f"{type(widget).__name__} {widget.accessibleName() or widget.objectName() or spoken(widget)!r}"
-            found += [f"{name}: {what}" for what in (*outside(widget), *clipped(widget))]
+            found += [f"{name}: {what}" for what in (*outside(widget), *clipped(widget), *unnamed(widget))]
             for text, place in texts(widget):
                 lacking = sorted({one for one in text if one.isprintable() and not one.isspace()
                                   and not QFontMetrics(widget.font()).inFontUcs4(ord(one))})  # fmt: skip
@@ -102,6 +103,17 @@ def clipped(widget: QWidget) -> Iterator[str]:
             yield f"{widget.placeholderText()!r} needs {needs}, has {widget.width()}"
 
 
+def unnamed(widget: QWidget) -> Iterator[str]:
+    """Takes the focus, and a screen reader has no name for it. A choice's own text is its value, not its name."""
+    takes = widget.focusPolicy() & Qt.FocusPolicy.TabFocus and widget.focusProxy() is None and widget.isEnabled()
+    if not takes or widget.objectName().startswith("qt_") or type(widget) is QWidget:
+        return
+    about = QAccessible.queryAccessibleInterface(widget)
+    name = widget.accessibleName() if isinstance(widget, QComboBox) else about.text(QAccessible.Text.Name)
+    if not name.strip():
+        yield "has no name for screen readers"
+
+
 def widest(metrics: QFontMetrics, text: str) -> int:
     """Pixels of its longest line; an & is the line below a letter."""
     return max(metrics.horizontalAdvance(line) for line in text.replace("&&", "\0").replace("&", "").split("\n"))
@@ -141,7 +153,8 @@ def measured(image: QImage, widget: QWidget, place: QRect) -> float | None:
         return None
     rect = QRect(round(corner.x() * scale), round(corner.y() * scale), round(place.width() * scale),
                  round(place.height() * scale)) & image.rect()  # fmt: skip
-    counts: Counter[int] = Counter(memoryview(bytes(image.copy(rect).constBits())).cast("I"))
+    part = image.copy(rect)  # with a name: its bytes live no longer than it
+    counts: Counter[int] = Counter(memoryview(bytes(part.constBits())).cast("I"))
     ground, most = counts.most_common(1)[0] if counts else (0, 0)
     if not counts or most < 0.35 * counts.total():
         return None

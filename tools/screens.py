@@ -10,7 +10,6 @@ in every one of them: exit code 1 if anything is wrong. `--keep` writes the hand
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -24,7 +23,7 @@ os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 SCENES = (11, 16, 9, 40, 31, 21, 12, 5, 34, 19, 26, 8, 2, 27, 7, 18, 25, 36)  # numbers of the renderer's pictures
 SIZES = {"wide": (1280, 800), "small": (1024, 640)}
 KEPT = (
-    "generating-light-wide", "idle-dark-wide", "first-light-small", "painting-dark-small", "compare-light-small",
+    "generating-light-wide", "idle-dark-wide", "first-light-small", "painting-dark-small", "comparing-light-small",
     "models-light-small", "backends-dark-small", "loras-light-small", "waiting-dark-small", "crashed-light-small",
 )  # fmt: skip
 
@@ -108,8 +107,12 @@ def draw(app, state: str, scheme: str, size: str, made: list[Path], target: Path
         window.show()
         until(app, lambda: client.greeting is not None or state == "down")
         until(app, lambda: state == "first" or len(window.gallery_model.shown) == len(made))
+        if client.greeting is not None:
+            until(app, lambda: window.panel.model.count() > 1)
+            client.greeting.update(backend="mlx", device_name="CPU")
         above = STATES[state](app, window)
         spend(app, 0.6)
+        until(app, lambda: not window.thumbnails._wanted)
         found = complaints(window) + (complaints(above) if above is not None else [])
         together(window, above).save(str(target))
         window.close()
@@ -186,6 +189,21 @@ def queued(window, *wishes: tuple[str, int], **more) -> None:
         window._add(Job(**{"prompt": prompt, "count": count, "seed": 3, "width": 512, "height": 512, **more}))
 
 
+MODELS = [
+    {"name": "scenes", "family": "sd1", "state": "ready", "path": "/s", "bytes": 24_750_134, "origin": "embedded"},
+    {"name": "dreamshaper-8", "family": "sd1", "task": "text-to-image", "kind": "single file", "state": "ready",
+     "path": "/Users/ada/Models/dreamshaper-8.safetensors", "bytes": 2_130_000_000, "origin": "registered"},
+    {"name": "juggernaut-xl", "family": "sdxl", "task": "text-to-image", "kind": "single file", "state": "ready",
+     "path": "/Volumes/SSD/juggernaut-xl.safetensors", "bytes": 6_940_000_000, "origin": "added",
+     "folder": "/Volumes/SSD"},
+    {"name": "ink wash", "family": "sd1", "state": "LoRA", "path": "/Users/ada/Models/ink wash.safetensors",
+     "bytes": 37_900_000, "origin": "added", "folder": "/Users/ada/Models"},
+    {"name": "dream", "state": "damaged", "why": "Its end is missing: 3.1 of 4.2 GB are there. Get it again.",
+     "path": "/Users/ada/Models/dream.ckpt", "bytes": 3_100_000_000, "origin": "added", "folder": "/Users/ada/Models"},
+    {"name": "Archive", "state": "not there", "path": "/Volumes/Archive", "origin": "added",
+     "folder": "/Volumes/Archive"},
+]  # fmt: skip
+
 # The states. Some return what is open above the window.
 
 
@@ -225,18 +243,17 @@ def loading(app, window) -> None:
 
 
 def generating(app, window) -> None:
-    """The second of four pictures, its preview, and a queue."""
+    """The first of four pictures, its preview, and a queue."""
     from PySide6.QtCore import QSize, Qt
     from PySide6.QtGui import QImage
 
     idle(app, window)
-    queued(window, ("hang gliders over a second valley at dusk, gouache", 4), steps=25)
+    queued(window, ("hang gliders over a valley at dusk, gouache", 4), steps=25)
     queued(window, ("an owl in ink on old paper, very detailed", 8), ("a castle at night", 1))
-    until(app, lambda: window.queue.progress is not None and (window.queue.progress.index, window.queue.progress.step)
-          == (1, 2))  # fmt: skip
+    until(app, lambda: window.queue.progress is not None and window.queue.progress.step == 2)
     spend(app, 0.3)
     for step in range(3, 15):
-        window.queue.progress.stepped(1, step, 25, 0.31)
+        window.queue.progress.stepped(0, step, 25, 0.31)
     small = QImage(window.gallery_model.shown[-2].path).scaled(QSize(40, 40), Qt.AspectRatioMode.KeepAspectRatio,
                                                               Qt.TransformationMode.SmoothTransformation)  # fmt: skip
     window.queue.preview.emit(small)
@@ -398,6 +415,110 @@ def shortcuts(app, window):
     return _opened(app, "Keyboard Shortcuts")
 
 
+def _models(app, window):
+    """The sheet, with a list that nobody was asked for."""
+    from app.shelf import Item, Keeper
+
+    class Still(Keeper):
+        def refresh(self) -> None:
+            self.listed.emit()
+
+    idle(app, window)
+    keeper = Still()
+    keeper.shelf.show_models(MODELS)
+    keeper.shelf.show_task("stabilityai/sd-turbo", Item("stabilityai/sd-turbo", "running", fraction=0.57,
+                                                        message="Downloading 57 % · 2 min left"))  # fmt: skip
+    keeper.shelf.show_task("dreamshaper-8-8bit", Item("dreamshaper-8-8bit", "running", fraction=0.31,
+                                                      message="Converting 31 % · U-Net"))  # fmt: skip
+    window.desk._keepers[""] = keeper
+    window.desk.show_models()
+    return window.desk._sheets[""]
+
+
+def models(app, window):
+    """What is here, what is under way, what is wrong."""
+    sheet = _models(app, window)
+    sheet.list.setCurrentIndex(sheet.keeper.shelf.index(3))
+    return sheet
+
+
+def model_damaged(app, window):
+    """One that cannot be used, and why."""
+    sheet = _models(app, window)
+    sheet.list.setCurrentIndex(sheet.keeper.shelf.index(sheet.keeper.shelf.row_of("dream")))
+    return sheet
+
+
+def model_get(app, window):
+    """A few to begin with."""
+    sheet = _models(app, window)
+    sheet.show_get()
+    return sheet
+
+
+def model_convert(app, window):
+    """How one is converted."""
+    sheet = models(app, window)
+    sheet.show_convert()
+    return sheet
+
+
+def model_report(app, window):
+    """What a conversion wrote."""
+    sheet = _models(app, window)
+    parts = {"text": (123_060_480, 72, 110), "denoiser": (859_520_964, 260, 780), "vae": (83_653_863, 24, 29)}
+    said = {"path": "/Users/ada/Library/Caches/mlxldm/models/dreamshaper-8-8bit", "seconds": 41.0, "parts": {
+        part: {"bytes": values * 11 // 10, "values": values, "quantized": matrices, "saved": saved * 10**6,
+               "error": 0.0031, "sha256": "5f1c0de2a9b47e63" * 4}
+        for part, (values, matrices, saved) in parts.items()}}  # fmt: skip
+    sheet.keeper.written.emit("dreamshaper-8-8bit", said)
+    return sheet
+
+
+def _backends(app, window, *hosts: str):
+    """What this machine has."""
+    from app.probe import Found
+
+    idle(app, window)
+    window.desk.settings.set("hosts", list(hosts))
+    backends = (
+        {"name": "mlx", "ready": True, "version": "0.32.4", "devices": ["gpu", "cpu"], "device_name": "Apple M2",
+         "memory": 16 << 30},
+        {"name": "torch", "ready": True, "version": "2.13.0", "devices": ["cpu"], "device_name": "CPU"},
+    )  # fmt: skip
+    popover = window.desk._popover("Where pictures are made")
+    auto = {"backend": "mlx", "device": None, "why": "Apple silicon"}
+    popover.show_here(Found("Apple M2", "mlx", 16 << 30, "0.1.0", 7, backends, auto))
+    window.desk.show_backends(window.panel.backend)
+    return popover
+
+
+def backends(app, window):
+    """What this machine has, and one over ssh that was tested."""
+    from app import probe
+    from mlxldm import __version__
+
+    popover = _backends(app, window)
+    found = probe.Found("NVIDIA RTX 4090", "torch", 24 << 30, __version__, 12)
+    popover._answered("ada@studio.local", found)
+    return popover
+
+
+def backends_refused(app, window):
+    """A machine that cannot be reached."""
+    popover = _backends(app, window, "ada@studio.local")
+    popover.host.setText("ada@attic.local")
+    popover._unanswered("‘attic.local’ asks for a password. Set up a key: ssh-copy-id ada@attic.local")
+    return popover
+
+
+def preferences(app, window):
+    """The settings' page."""
+    idle(app, window)
+    window.do_preferences()
+    return window.desk._page
+
+
 def _opened(app, title: str):
     until(app, lambda: any(one.isVisible() and one.windowTitle() == title for one in app.topLevelWidgets()))
     return next(one for one in app.topLevelWidgets() if one.isVisible() and one.windowTitle() == title)
@@ -407,7 +528,8 @@ STATES = {
     one.__name__: one
     for one in (first, idle, typing, no_model, loading, generating, corner, stopping, waiting, error_memory, error_wish,
                 error_fault, error_saving, crashed, silent, down, nothing_found, painting, extending, dropping,
-                comparing, advanced, loras, details, shortcuts)
+                comparing, advanced, loras, models, model_damaged, model_get, model_convert, model_report, backends,
+                backends_refused, preferences, details, shortcuts)
 }  # fmt: skip
 
 

@@ -211,6 +211,7 @@ class Grid(QAbstractItemView):
 
     def __init__(self, thumbnails: Thumbnails, parent: QWidget | None = None):
         super().__init__(parent)
+        self._thumbnails = thumbnails
         self._columns, self._side = 2, LEAST
         self._starts: list[int] = []  # the first row of each day ...
         self._tops: list[int] = []  # ... and where its heading is
@@ -235,6 +236,7 @@ class Grid(QAbstractItemView):
         width = self.viewport().width()
         self._columns = max(2, (width + GAP) // (LEAST + GAP))
         self._side = max(16, (width - (self._columns - 1) * GAP) // self._columns)
+        self._thumbnails.seen = self._columns * (self.viewport().height() // (self._side + GAP) + 2)
         self._starts, self._tops, self._days = [], [], []
         today, row, top = date.today(), 0, 0
         while row < len(pictures):

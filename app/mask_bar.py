@@ -9,6 +9,7 @@ from PySide6.QtCore import QEvent, QPointF, QRectF, Qt, Signal
 from PySide6.QtGui import QColor, QIcon, QKeySequence, QPainter, QPainterPath, QPalette, QPen, QPixmap
 from PySide6.QtWidgets import QHBoxLayout, QLabel, QSlider, QToolButton, QVBoxLayout, QWidget
 
+from . import theme
 from .mask import LARGEST, SMALLEST, MaskPainter
 from .widgets import Check
 
@@ -175,7 +176,7 @@ def _icon(sign: str, palette: QPalette) -> QIcon:
         (palette.color(roles.HighlightedText), QIcon.Mode.Normal, QIcon.State.On),
         (faint, QIcon.Mode.Disabled, QIcon.State.Off),
     ):
-        for scale in (1, 2, 3):
+        for scale in theme.scales():
             pixmap = QPixmap(16 * scale, 16 * scale)
             pixmap.setDevicePixelRatio(scale)
             pixmap.fill(Qt.GlobalColor.transparent)

@@ -4,10 +4,11 @@ was looked at: asked for a dark scheme, Qt without a desktop gives a light one.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from PySide6.QtCore import QPointF, QRectF, QSize, Qt
-from PySide6.QtGui import QColor, QIcon, QPainter, QPainterPath, QPalette, QPen, QPixmap, QPolygonF
+from PySide6.QtGui import QColor, QGuiApplication, QIcon, QPainter, QPainterPath, QPalette, QPen, QPixmap, QPolygonF
 from PySide6.QtWidgets import QApplication, QStyleFactory
 
 
@@ -174,10 +175,15 @@ def contrast(one: str, other: str) -> float:
 # Icons, drawn: a font may lack the sign, and then shows a box.
 
 
+def scales() -> list[int]:
+    """Pixels for a point, of the screens that are here: for others too, signs alone would take megabytes."""
+    return sorted({math.ceil(screen.devicePixelRatio()) for screen in QGuiApplication.screens()})
+
+
 def icon(name: str, colour: str | None = None, side: int = 16) -> QIcon:
-    """A small sign in the text's colour, sharp at every scale."""
+    """A small sign in the text's colour, sharp on every screen."""
     made = QIcon()
-    for scale in (1, 2, 3):
+    for scale in scales():
         pixmap = QPixmap(QSize(side, side) * scale)
         pixmap.setDevicePixelRatio(scale)
         pixmap.fill(Qt.GlobalColor.transparent)

@@ -14,8 +14,8 @@ from .history import Picture
 from .places import digest
 
 SIDE = 256  # pixels of the shorter side
-KEPT = 600  # in memory
-BEHIND = 120  # requests; older ones are of pictures that were scrolled past
+KEPT = 150  # in memory, some 40 MB; more only where three windows full are more
+BEHIND = 120  # requests; older ones are of pictures that were scrolled past, if no more are seen at once
 
 
 class _Making(QRunnable):
@@ -25,7 +25,7 @@ class _Making(QRunnable):
 
     def run(self) -> None:
         thumbnails = self._thumbnails
-        if thumbnails.closed or self._turn < thumbnails.turn - BEHIND:
+        if thumbnails.closed or self._turn < thumbnails.turn - max(BEHIND, 2 * thumbnails.seen):
             image = None
         else:
             image = _small(self._picture, thumbnails.folder)
@@ -42,6 +42,7 @@ class Thumbnails(QObject):
     def __init__(self, folder: Path, parent: QObject | None = None):
         super().__init__(parent)
         self.folder, self.turn, self.closed = folder, 0, False
+        self.seen = 0  # how many the window shows at once
         self._ready: OrderedDict[int, QPixmap] = OrderedDict()
         self._wanted: set[int] = set()
         self._pool = QThreadPool(self)
@@ -71,7 +72,7 @@ class Thumbnails(QObject):
         if image is None or self.closed:
             return
         self._ready[number] = QPixmap.fromImage(image)
-        while len(self._ready) > KEPT:
+        while len(self._ready) > max(KEPT, 3 * self.seen):
             self._ready.popitem(last=False)
         self.arrived.emit(number)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -15,6 +14,8 @@ class UserError(Exception):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """`" Did you mean 'euler' or 'euler_a'?"` for a word close to some of `known`, otherwise an empty string."""
+    import difflib  # the app's window, which asks nothing of the kind, is smaller without it
+
     by_small = {name.lower(): name for name in known}
     small = str(word).lower()
     close = difflib.get_close_matches(small, by_small, n=3, cutoff=0.6)

@@ -292,3 +292,38 @@ def test_a_full_disk_leaves_no_half_of_a_jpeg(tmp_path):
     assert [one.name for one in tmp_path.iterdir()] == ["a.png"]
     pictures.copy_as_jpeg(path)
     assert QImage(str(tmp_path / "a.jpg")).width() == 100
+
+
+@pytest.mark.parametrize("seen", [10, 90])
+def test_only_so_many_thumbnails_are_kept_and_all_that_are_seen(tmp_path, seen):
+    application()
+    made = thumbnails.Thumbnails(tmp_path / "cache")
+    made.seen = seen
+    path = tmp_path / "a.png"
+    path.write_bytes(fake_worker.png(24, 16, 3, {}))
+    many = [Picture(number, str(path), 1.0, 24, 16, False) for number in range(400)]
+    arrived = []
+    made.arrived.connect(arrived.append)
+    for at in range(0, len(many), 50):
+        for one in many[at : at + 50]:
+            made.of(one)
+        until(lambda at=at: len(arrived) == at + 50)
+    assert len(made._ready) == max(thumbnails.KEPT, 3 * seen) and not made._wanted
+    assert all(made.of(one) is not None for one in many[-seen:])
+    made.close()
+    gone(made)
+
+
+def test_a_window_with_many_thumbnails_waits_for_none_of_them_for_ever(tmp_path):
+    """More wishes at once than are kept of those that were scrolled past."""
+    application()
+    made, arrived = thumbnails.Thumbnails(tmp_path / "cache"), []
+    made.arrived.connect(arrived.append)
+    path = tmp_path / "a.png"
+    path.write_bytes(fake_worker.png(24, 16, 3, {}))
+    made.seen = 2 * thumbnails.BEHIND
+    for number in range(made.seen):
+        assert made.of(Picture(number, str(path), 1.0, 24, 16, False)) is None
+    until(lambda: len(arrived) == made.seen)
+    made.close()
+    gone(made)

@@ -4,7 +4,6 @@ notification in the background, files that the Finder hands over. Nothing here i
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -99,6 +98,8 @@ def notification(title: str, text: str) -> None:
     """Through what the system has for it; where it has nothing, nothing happens."""
     command = notification_command(sys.platform, title, text)
     if command:
+        import subprocess
+
         try:
             subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         except OSError:

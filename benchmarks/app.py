@@ -11,8 +11,8 @@ starts. Cold: before each start the kernel is asked to drop every file that the 
 (posix_fadvise); how much of them it still held then, because other programs use them too, is said. What a disk or a
 host below this machine keeps, nobody here can drop. Linux only.
 Memory: of the app's own process, five seconds after that and with the worker beside it. RSS counts all it has of every
-library, PSS its share of those that others use too, USS what would be free without it. The target is RSS's; MB are
-10**6 bytes.
+library, PSS its share of those that others use too, USS what would be free without it. The target is RSS's. MB are
+2**20 bytes, as `top` and its like count them.
 Previews: a worker in a second process, real pipes; from the worker's write until they are painted and Qt waits again.
 Gallery: that many real PNG files of 512 x 512 (about 50 kB each) are written; --folder keeps them for another time.
 """
@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
-MB = 10**6
+MB = 2**20
 # part, figure, its target (None: only told)
 TARGETS: list[tuple[str, str, float | None]] = [
     ("start", "start, cold (ms)", 1000),
@@ -182,6 +182,8 @@ def start(home: Path, idle: float = 0) -> dict[str, Any]:
     """One start of the app: milliseconds to a usable window, memory after so many idle seconds, files it read."""
     home.mkdir(parents=True, exist_ok=True)
     surroundings = {**os.environ, "MLXLDM_HOME": str(home), "IDLE": str(idle), "PYTHONPATH": str(ROOT)}
+    surroundings.pop("PYTHONDONTWRITEBYTECODE", None)  # as it is installed: compiled
+    surroundings["PYTHONPYCACHEPREFIX"] = str(home / "compiled")
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", STARTED], env=surroundings, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mlxldm.awake import MAY_SLEEP, USER_INITIATED, Awake, ProcessInfo
+from mlxldm.awake import MAY_SLEEP, USER_INITIATED, Awake
+from mlxldm.process_info import ProcessInfo
 
 RUNTIME = r"""
 #include <stdio.h>

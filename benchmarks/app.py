@@ -14,7 +14,7 @@ Memory: of the app's own process, five seconds after that and with the worker be
 library, PSS its share of those that others use too, USS what would be free without it. The target is RSS's. MB are
 2**20 bytes, as `top` and its like count them.
 Previews: a worker in a second process, real pipes; from the worker's write until they are painted and Qt waits again.
-Gallery: that many real PNG files of 512 x 512 (about 50 kB each) are written; --folder keeps them for another time.
+Gallery: that many real PNG files of 512 x 512 (about 60 kB each) are written; --folder keeps them for another time.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from PySide6.QtWidgets import (
 from . import theme
 from .canvas import Easel, outlined
 from .difference import difference
-from .pictures import read
+from .pictures import INPUTS, read
 from .widgets import Elided
 
 NEAR = 14  # view pixels from the line where a hand takes it
@@ -293,7 +293,10 @@ def differences(first: dict[str, Any], second: dict[str, Any]) -> list[tuple[str
         one, other = (_dict(record.get(part)) for record in (first, second))
         for key in dict.fromkeys([*one, *other]):
             pair = one.get(key), other.get(key)
+            if key == "adapters":
+                continue  # what the LoRAs did: which they are is in the job
             if not _alike(*pair):
+                pair = _pictures(*pair) if key in INPUTS else pair
                 name = NAMES.get(key, key.replace("_", " "))
                 rows.append((what.format(name).capitalize(), _said(pair[0]), _said(pair[1])))
     return rows
@@ -314,6 +317,11 @@ def _alike(one: Any, other: Any) -> bool:
     if isinstance(one, float | int) and isinstance(other, float | int):
         return math.isclose(one, other, rel_tol=1e-9)
     return bool(one == other)
+
+
+def _pictures(one: Any, other: Any) -> tuple[Any, Any]:
+    """Files that say nothing by their names."""
+    return (one and "a picture"), (other and ("another picture" if one else "a picture"))
 
 
 def _said(value: Any) -> str:

@@ -23,11 +23,12 @@ from PySide6.QtCore import (
     QModelIndex,
     QObject,
     QPersistentModelIndex,
+    QSize,
     Qt,
     QTimer,
     Signal,
 )
-from PySide6.QtGui import QImage
+from PySide6.QtGui import QImage, QImageReader
 
 from mlxldm.job import Job
 
@@ -284,13 +285,11 @@ class Queue(QAbstractListModel):
         self._sort()
 
     def smaller(self, number: int) -> None:
-        """The same job on three quarters of its sides, as the next."""
+        """The same job with less to draw at once, as the next."""
         entry = self.entry(number)
         if entry is None:
             return
-        job = entry.rest
-        sides = [max(64, int((side or 512) * 0.75) // 64 * 64) for side in (job.width, job.height)]
-        if self.add(job.replace(width=sides[0], height=sides[1]), front=True) is not None:
+        if self.add(smaller(entry.rest), front=True) is not None:
             self._drop([entry])
 
     def save_again(self) -> None:
@@ -570,6 +569,20 @@ class Queue(QAbstractListModel):
     def roleNames(self) -> dict[int, QByteArray]:  # noqa: N802
         """What the roles are called."""
         return {**super().roleNames(), int(self.ENTRY): QByteArray(b"entry")}
+
+
+def smaller(job: Job) -> Job:
+    """A job without its second pass, or else on three quarters of its sides: of the start picture's, if it has no own.
+
+    Where a start picture is extended, the new part alone is drawn so large.
+    """
+    if job.hires is not None:
+        return job.replace(hires=None, hires_strength=None, hires_steps=None)
+    size = QImageReader(job.image).size() if job.image is not None and not job.only_masked else QSize()
+    like = (size.width(), size.height()) if size.isValid() else (512, 512)
+    sides = [max(64, int((side or other) * 0.75) // 64 * 64)
+             for side, other in zip((job.width, job.height), like, strict=True)]  # fmt: skip
+    return job.replace(width=sides[0], height=sides[1], only_masked=True if job.extend is not None else job.only_masked)
 
 
 def title(job: Job, most: int = 40) -> str:

@@ -122,7 +122,7 @@ def sheet(c: Colours) -> str:
     QListView:focus {{ border: none; }}
     QTableWidget {{ background: transparent; border: 1px solid transparent; border-radius: 6px; }}
     QTableWidget:focus {{ border-color: {c.ring}; }}
-    QHeaderView, QHeaderView::section {{ background: transparent; color: {c.quiet}; border: none; padding: 2px 3px; }}
+    QHeaderView, QHeaderView::section {{ background: transparent; color: {c.quiet}; border: none; padding: 2px; }}
     QListView#proposals {{ background: {c.base}; border: 1px solid {c.border}; padding: 3px; }}
     QListView#proposals::item {{ padding: 3px 6px; border-radius: 4px; }}
     QListView#proposals::item:selected {{ background: {c.accent}; color: {c.on_accent}; }}

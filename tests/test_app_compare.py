@@ -163,6 +163,11 @@ def test_differences_are_listed_by_name():
         ("Steps", "20", "25"), ("Loras", "a:0.5", "–"), ("Leave out", "–", "snow"), ("Only masked", "–", "yes"),
         ("Made by: mlxldm", "1", "–"),
     ]  # fmt: skip
+    masks = [{"job": {"mask": name}} for name in ("0f3a.png", "77aa.png", None)]
+    assert differences(masks[0], masks[1]) == [("Mask", "a picture", "another picture")]
+    assert differences(masks[2], masks[1]) == [("Mask", "–", "a picture")]
+    worn = {"made_by": {"adapters": {"answer": 0.1}}}
+    assert differences(worn, {}) == []
     assert differences(one, one) == [] and differences({}, {}) == []
     assert differences({"job": "no dict"}, {"job": {"seed": 1}}) == [("Seed", "–", "1")]
 

@@ -8,12 +8,13 @@ import sqlite3
 
 import pytest
 from app_things import alive, application, command, full_disk, gone, spend, until
+from PySide6.QtGui import QImage
 
 from mlxldm.job import Job
 from mlxldm_app import client, jobs, pictures
 from mlxldm_app.client import Client
 from mlxldm_app.history import History
-from mlxldm_app.jobs import Queue, State, duration, title
+from mlxldm_app.jobs import Queue, State, duration, smaller, title
 
 
 class Made:
@@ -282,6 +283,17 @@ def test_a_crash_while_nothing_runs_is_not_blamed_on_the_job_before(made):
     os.kill(it.client.pid, 9)
     until(lambda: it.notices)
     assert "crash" not in it.notices[0].text and it.queue.waiting[0].crashes == 1
+
+
+def test_a_smaller_job_has_less_to_draw_at_once(tmp_path):
+    twice = Job(prompt="x", width=64, height=64, hires=2.0, hires_strength=0.4)
+    assert smaller(twice) == Job(prompt="x", width=64, height=64)
+    assert (smaller(Job(width=1024, height=768)).width, smaller(Job()).height) == (768, 384)
+    QImage(640, 256, QImage.Format.Format_RGB32).save(str(tmp_path / "a.png"))
+    image = str(tmp_path / "a.png")
+    assert smaller(Job(image=image)) == Job(image=image, width=448, height=192)
+    grown = smaller(Job(image=image, extend="0,0,64,0"))
+    assert grown == Job(image=image, extend="0,0,64,0", only_masked=True, width=448, height=192)
 
 
 def test_a_smaller_job_takes_the_place_of_another_only_where_it_can_be_kept(made):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,12 @@ class Dresser(QObject):
             self._panel.set_adapters(Wardrobe(row for row in rows if isinstance(row, dict)))
             self._take()
 
+        def named(message: dict[str, Any], payload: bytes) -> None:
+            with contextlib.suppress(ValueError):
+                names = json.loads(payload) if message["ev"] == "wildcards" else []
+                self._panel.set_wildcards([name for name in names if isinstance(name, str)])
+
+        self._client.ask("wildcards", named, "wildcards")
         if model.name and model.usable:
             self._client.ask("adapters", listed, "adapters", model=model.name)
         else:

@@ -381,9 +381,10 @@ class Queue(QAbstractListModel):
             self.progress.stepped(index, step, of, float(message.get("seconds") or 0))
             self.progressed.emit(self.progress)
         elif event == "effect":
-            self._warning = errors.of_unused(*adapters.unused(message))
-            if self._warning is not None:
-                self.notice.emit(self._warning)
+            warning = errors.of_unused(*adapters.unused(message))
+            if warning is not None:  # a later picture may wear other ones
+                self._warning = warning
+                self.notice.emit(warning)
         elif event == "preview":
             image = decoded(message, payload)
             if image is not None:

@@ -85,6 +85,7 @@ class Panel(QWidget):
         super().__init__(parent)
         self._undo = undo
         self._models: list[Model] = []
+        self._wildcards: list[str] = []
         self._rest = Job()  # what a restored job has and no control shows
         self._image: str | None = None
         self._quiet = False  # while a job is shown
@@ -388,12 +389,22 @@ class Panel(QWidget):
     def set_adapters(self, wardrobe: Wardrobe) -> None:
         """The LoRAs and textual inversions that the worker has, and which fit the model."""
         self.loras.show_wardrobe(wardrobe)
+        self._propose()
+        self._changed()
+
+    def set_wildcards(self, names: list[str]) -> None:
+        """The wildcards that the worker has."""
+        self._wildcards = names
+        self._propose()
+
+    def _propose(self) -> None:
+        """What the prompts may call by name; a LoRA is no thing to leave out."""
+        wardrobe = self.loras.wardrobe
         loras = [Name(one.title, f"<lora:{one.name}:{1.0 if one.weight is None else one.weight:g}>")
                  for one in wardrobe.loras]  # fmt: skip
         words = [one.words[0] if one.words else one.title for one in wardrobe.inversions]
-        for field in (self.prompt, self.negative):
-            field.names = Names(loras if field is self.prompt else (), words)
-        self._changed()
+        self.prompt.names = Names(loras, words, self._wildcards)
+        self.negative.names = Names((), words, self._wildcards)
 
     def set_samplers(self, samplers: list[str], spacings: list[str]) -> None:
         """What the worker has."""

@@ -145,7 +145,8 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
 
 def _words(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--emphasis", metavar="NAME", help="what (word) and [word] do: original (the default) or none")
-    parser.add_argument("--wildcards", metavar="FOLDER", help="text files: __name__ in a prompt becomes a line of one")
+    parser.add_argument("--wildcards", metavar="FOLDER", help="text files: __name__ in a prompt becomes a line of one; "
+                        "default: the folder wildcards beside that of the models")  # fmt: skip
 
 
 def _adapter_arguments(parser: argparse._ActionsContainer) -> None:
@@ -269,7 +270,7 @@ _WISHES = (
 def _generate(args: argparse.Namespace) -> int:
     from . import __version__, backend
 
-    wish = _wish(args)
+    wish = with_wildcards(_wish(args))
     backend.check_precision(args.precision)
     choice = backend.choose(args.backend, args.device)
     folder = find(wish.model)
@@ -485,6 +486,15 @@ def find(name: str | None) -> Folder:
     from . import store
 
     return store.find(name, view)
+
+
+def with_wildcards(job: Job) -> Job:
+    """A job whose prompts have wildcards and that says no folder with their files: with this machine's own, if any."""
+    from . import store
+    from .wildcards import asks_for_files
+
+    folder = store.wildcards()
+    return job.replace(wildcards=str(folder)) if asks_for_files(job) and folder.is_dir() else job
 
 
 def find_adapter(name: str, parts: Mapping[str, Any]) -> Adapter | Inversion:
@@ -725,6 +735,7 @@ def _tokens(args: argparse.Namespace) -> int:
         raise UserError(f"There are {steps} steps, but at least 1 is needed.")
     wish = Job(args.prompt, prompt_2=args.prompt_2, emphasis=args.emphasis, seed=args.seed, wildcards=args.wildcards,
                embeddings=tuple(args.embeddings or ()))  # fmt: skip
+    wish = with_wildcards(wish)
     asked = check_words(wish, folder.manifest, [Pass(steps)])
     job = with_words(chosen(wish), folder, find_adapter, look, [Pass(steps)])
     words = words_of(job, folder.manifest, find_adapter)

@@ -58,6 +58,11 @@ def cache() -> Path:
     return platformdirs.user_cache_path("mlxldm")
 
 
+def wildcards() -> Path:
+    """The user's folder of wildcards, beside the models: text files, which `__name__` in a prompt is a line of."""
+    return home().parent / "wildcards"
+
+
 def embedded() -> Path:
     """The folder of the model that ships with the package."""
     return Path(__file__).parent / EMBEDDED

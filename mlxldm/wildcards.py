@@ -56,6 +56,12 @@ def has_choices(text: str | None) -> bool:
     return _WILDCARD.search(text) is not None or any(_choice(text, start, pairs) for start in braces)
 
 
+def asks_for_files(job: Job) -> bool:
+    """Whether a job's prompts have wildcards, and it does not say where their files are."""
+    texts = (getattr(job, name) for name in PROMPTS)
+    return job.wildcards is None and any(_WILDCARD.search(text) for text in texts if text)
+
+
 def chosen(job: Job) -> Job:
     """The job of one picture with the choices in its prompts made, from its seed; what they were is kept."""
     texts = {name: text for name in PROMPTS if (text := getattr(job, name)) and has_choices(text)}
@@ -156,6 +162,11 @@ class Files:
         if not self._root.is_dir():
             raise UserError(f"There is no folder of wildcards {folder!r}.")
         self._paths = dict(sorted(self._found()))
+
+    @property
+    def names(self) -> list[str]:
+        """All wildcards."""
+        return list(self._paths)
 
     def _found(self) -> Iterator[tuple[str, Path]]:
         for where, folders, names in os.walk(self._root):

@@ -264,7 +264,7 @@ class Worker:
 
         from . import __version__
         from .adapters import Effect
-        from .cli import adapter_path, find_adapter
+        from .cli import adapter_path, find_adapter, with_wildcards
         from .generate import Step, generate, remarks, resolve, walks
         from .picture import png
         from .recall import fingerprints, with_words
@@ -274,7 +274,7 @@ class Worker:
         with _files(message, payload, named) as job:
             folder, second = _folders(job)
             last = None if second is None else second.manifest
-            job = resolve(job, folder.manifest, last)
+            job = resolve(with_wildcards(job), folder.manifest, last)
             job = with_words(job, folder, find_adapter, look, walks(job, folder.manifest, last))
             for line in remarks(job):
                 self.send("log", level="info", message=line)
@@ -380,6 +380,7 @@ class Worker:
 
     def _estimate(self, message: Message, payload: bytes, stop: threading.Event) -> bool:
         from . import backend
+        from .cli import with_wildcards
         from .generate import resolve
         from .plan import Beside, plan
 
@@ -387,7 +388,7 @@ class Worker:
         with _files(message, payload, named) as job:
             folder, second = _folders(job)
             last = None if second is None else second.manifest
-            job = resolve(job, folder.manifest, last)
+            job = resolve(with_wildcards(job), folder.manifest, last)
             adapters = self._worn(job, folder.manifest, "estimate")
         seconds = Pace(self._pace_of(folder, second), job).expected()
         assert self._choice is not None
@@ -405,13 +406,13 @@ class Worker:
     def _tokens(self, message: Message, payload: bytes, stop: threading.Event) -> bool:
         from mlxldm_convert import look
 
-        from .cli import find_adapter
+        from .cli import find_adapter, with_wildcards
         from .prompt import EMPHASES, Pass, Reader
         from .recall import with_words, words_of
         from .tasks.script import lines
         from .wildcards import chosen
 
-        job = Job.from_json(_object(message, "job"))
+        job = with_wildcards(Job.from_json(_object(message, "job")))
         job = chosen(job.replace(seed=job.seed or 0))  # its choices are nearly as long as others
         folder = _find(job.model)
         reader = Reader(folder)
@@ -437,6 +438,15 @@ class Worker:
         model = message.get("model")
         rows = adapters_for(model if isinstance(model, str) else None)
         self.send("adapters", json.dumps(rows).encode(), id=message["id"])
+        return False
+
+    def _wildcards(self, message: Message, payload: bytes, stop: threading.Event) -> bool:
+        from . import store
+        from .wildcards import Files
+
+        folder = store.wildcards()
+        names = Files(str(folder)).names if folder.is_dir() else []
+        self.send("wildcards", json.dumps(names).encode(), id=message["id"], folder=str(folder))
         return False
 
     def _look(self, message: Message, payload: bytes, stop: threading.Event) -> bool:
@@ -518,6 +528,7 @@ class Worker:
         "tokens": (_tokens, True),
         "models": (_list, True),
         "adapters": (_list_adapters, True),
+        "wildcards": (_wildcards, True),
         "look": (_look, True),
         "add": (_add, True),
         "forget": (_forget, True),

@@ -131,6 +131,9 @@ class Fake:
                 self.send("models", json.dumps(self.models()).encode(), id=name)
             elif op == "adapters":
                 self.send("adapters", json.dumps(self.adapters(message["model"])).encode(), id=name)
+            elif op == "wildcards":
+                names = ["colour", "animals/bird"] if self.asked.loras else []
+                self.send("wildcards", json.dumps(names).encode(), id=name, folder="/wildcards")
             elif op == "unload":
                 self.send("unloaded")
             elif op == "backends":

@@ -315,6 +315,12 @@ def test_a_picture_says_what_its_loras_did_and_what_was_left_is_a_warning(window
     assert not bar.isVisible(), "the next one used all"
 
 
+def test_what_was_measured_with_other_weights_says_so():
+    effect = {"loras": [{"text": "ink:0.3"}], "answer": 0.5, "answer_of": ["ink:1"], "words": ["sks"]}
+    assert told(effect)[1:] == ["the U-Net’s answer changed by 50.00% with ink:1", "‘sks’ stood for its vectors"]
+    assert told({**effect, "answer_of": ["ink:0.3"]})[1] == "the U-Net’s answer changed by 50.00%"
+
+
 @pytest.mark.parametrize(
     "strange", [None, [], {"loras": 3}, {"loras": [3, {}]}, {"loras": [{"modules": 1, "left": []}]}]
 )
@@ -391,7 +397,10 @@ def test_esc_closes_the_list_and_stops_nothing(window):
     QTest.keyClick(panel.prompt, Qt.Key.Key_Escape)
     spend(0.05)
     assert not panel.prompt.proposals.isVisible() and not stopped
-    QTest.keyClicks(panel.negative, "<lo")
+    QTest.keyClicks(panel.negative, "__")
+    assert panel.negative.proposals.chosen.shown == "__colour__"
+    QTest.keyClick(panel.negative, Qt.Key.Key_Escape)
+    QTest.keyClicks(panel.negative, " <lo")
     assert not panel.negative.proposals.isVisible(), "a LoRA is no thing to leave out"
 
 

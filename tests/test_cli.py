@@ -368,6 +368,23 @@ def test_models_and_backends(run):
     assert [row["name"] for row in rows] == ["mlx", "torch"]
 
 
+def test_wildcards_are_in_the_folder_beside_the_models_unless_another_is_given(run, draw, here: Path):
+    from mlxldm import store
+
+    refused(draw("a __colour__ house", "--steps", "1"), "__colour__", "--wildcards")
+    (store.wildcards() / "deep").mkdir(parents=True)
+    (store.wildcards() / "colour.txt").write_text("red\n")
+    (here / "colour.txt").write_text("blue\n")
+    draw("a __colour__ house", "--steps", "1", "-o", here / "a.png")
+    draw("a __colour__ house", "--steps", "1", "--wildcards", here, "-o", here / "b.png")
+    draw("a house", "--steps", "1", "-o", here / "c.png")
+    jobs = [read_job(here / f"{name}.png") for name in "abc"]
+    assert [job.prompt for job in jobs] == ["a red house", "a blue house", "a house"]
+    assert {job.wildcards for job in jobs} == {None} and jobs[0].template == "a __colour__ house"
+    assert "red" in run("tokens", "__colour__")[1]
+    refused(draw("a __color__ house"), "no wildcard __color__", "Did you mean 'colour'")
+
+
 def test_adapters_are_added_and_listed(run, here: Path):
     adapter_files.for_the_embedded(here / "soft ink.safetensors", {"modelspec.trigger_phrase": "in ink"})
     adapter_files.for_the_embedded(here / "wash.safetensors")

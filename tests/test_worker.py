@@ -526,3 +526,18 @@ def test_prompts_name_loras_and_words(worker, tmp_path):
     assert (counted["prompt"], counted["negative"]) == (5, 7)
     worker.generate("f", {**JOB, "prompt": "<lora:inc:1>"})
     assert "no LoRA or textual inversion 'inc' here. Did you mean 'ink'" in worker.until("f")[-1]["message"]
+
+
+def test_wildcards_of_this_machine(worker, home):
+    worker.send("wildcards", id="w")
+    answer = worker.until("w", "wildcards")[-1]
+    assert json.loads(answer["payload"]) == [] and answer["folder"] == str(home / "home" / "wildcards")
+    (Path(answer["folder"]) / "animals").mkdir(parents=True)
+    (Path(answer["folder"]) / "animals" / "bird.txt").write_text("red\n")
+    worker.send("wildcards", id="w")
+    assert json.loads(worker.until("w", "wildcards")[-1]["payload"]) == ["animals/bird"]
+    job = {**JOB, "prompt": "a __animals/bird__ house", "width": 64, "height": 64, "steps": 1}
+    worker.send("tokens", id="t", job=job)
+    assert worker.until("t", "tokens")[-1]["prompt"] == 3
+    worker.generate("j", job)
+    assert worker.until("j")[-2]["job"]["prompt"] == "a red house"

@@ -66,7 +66,7 @@ class Dresser(QObject):
         if not path:
             return
         if adapter is None:
-            self.notice.emit(Notice(f"{name} was added to the models.", kind="news"))
+            self.notice.emit(Notice(f"{name} was added.", kind="news"))
         elif not adapter.fits:
             self.notice.emit(Notice(f"{name} was added. It does not fit the model that is chosen: {adapter.why}",
                                     kind="news"))  # fmt: skip

@@ -142,6 +142,7 @@ class Queue(QAbstractListModel):
         self._unsaved: list[tuple[Entry, bytes, Job]] = []
         self._unwritten: list[Callable[[], None]] = []  # what the database could not take
         self._silent = self._leaving = False
+        self._blamed: int | None = None  # the job that the last message was about, for others not to take it away
         self._warning: Notice | None = None  # about the running job, for when it is done too
         self._entries = self._recovered()
         self._running: Entry | None = None
@@ -453,7 +454,8 @@ class Queue(QAbstractListModel):
         elif what == "done" or entry.done >= entry.job.count:
             self._drop([entry])
             self.announced.emit(f"{title(entry.job)} is finished.")
-            if not self.stuck:
+            if not self.stuck and (self._warning is not None or self._blamed in (None, entry.id)):
+                self._blamed = None
                 self.notice.emit(self._warning)
         elif what == "cancelled":
             self._set(entry, state="cancelled", error=None)
@@ -464,7 +466,7 @@ class Queue(QAbstractListModel):
             entry.crashes += self._heard  # one that it had not begun with did not kill it
             self._set(entry, state="aside" if entry.crashes >= 2 else "paused", error=str(end.get("message")))
         else:
-            state = State.ERROR
+            state, self._blamed = State.ERROR, entry.id
             notice = errors.of_job(title(entry.job), end)
             self._set(entry, state="failed", error=notice.text)
             self.notice.emit(notice)
@@ -477,6 +479,7 @@ class Queue(QAbstractListModel):
 
     def _crashed(self, crash: Crash) -> None:
         entry, self._fell = self._fell, None
+        self._blamed = entry.id if entry is not None else None
         self.notice.emit(errors.of_crash(title(entry.job) if entry else None, crash.text, crash.details, crash.kind,
                                          entry is not None and entry.state == "aside"))  # fmt: skip
         if entry is None:

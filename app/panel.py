@@ -606,10 +606,10 @@ class Panel(QWidget):
 
     def show_tokens(self, prompt: int, negative: int, limit: int) -> None:
         """The counter, where it has something to say."""
-        over = [f"{what}{count} of {limit} words and signs" for what, count in
+        over = [f"{what}{count} of {limit}" for what, count in
                 (("", prompt), ("Left out: ", negative)) if limit and count > limit]  # fmt: skip
         near = limit and prompt > 0.75 * limit
-        self.counter.setText(f"{over[0]}: its end may be ignored" if over else f"{prompt} of {limit}" if near else "")
+        self.counter.setText(f"{over[0]} · the end may be ignored" if over else f"{prompt} of {limit}" if near else "")
         restyle(self.counter, level="amber" if over else "", quiet=not over)
         self.counter.setVisible(bool(self.counter.text()))
 

@@ -705,7 +705,8 @@ class Window(QMainWindow):
 
     def _ready(self, message: dict[str, Any]) -> None:
         self.panel.set_samplers(message.get("samplers") or [], message.get("spacings") or [])
-        self._models(message.get("models") or [])
+        if not self._rows:  # the rest comes later; after a crash, all of them are known already
+            self._models(message.get("models") or [])
         self._list_models()
         self._follow()
         self.panel.asks.emit(self.panel.job())

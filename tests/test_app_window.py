@@ -189,6 +189,19 @@ def test_errors_are_in_the_bar_with_something_to_do(opened):
     assert "back in the queue, paused" in bar.words.text()
 
 
+def test_after_a_crash_the_message_and_the_chosen_model_stay(opened):
+    window = opened()
+    window.panel.show_job(Job(prompt="fine", model="dreamshaper-8", steps=31, width=512, height=512))
+    window._add(Job(prompt="crash", seed=1))
+    window._add(Job(prompt="fine", seed=2))
+    drawn(window, 1)
+    spend(0.3)
+    assert "back in the queue, paused" in window.viewer.bar.words.text() and window.viewer.bar.isVisible()
+    assert (window.panel.job().model, window.panel.job().steps) == ("dreamshaper-8", 31)
+    window.queue.again(window.queue.waiting[0].id)
+    until(lambda: window.queue.state is State.GENERATING)
+
+
 def test_a_queue_from_before_is_asked_about(opened, place):
     (place / "app").mkdir()
     history = History(place / "app" / "mlxldm.db")

@@ -110,6 +110,7 @@ def draw(app, state: str, scheme: str, size: str, made: list[Path], target: Path
         if client.greeting is not None:
             until(app, lambda: window.panel.model.count() > 1)
             client.greeting.update(backend="mlx", device_name="CPU")
+            window._follow()
         above = STATES[state](app, window)
         spend(app, 0.6)
         until(app, lambda: not window.thumbnails._wanted)

@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -888,6 +889,7 @@ class Window(QMainWindow):
 
         apart = difference(QImage(before.path), QImage(after.path))
         makers = [self.history.record(one.id).get("made_by", {}).get("backend", "unknown") for one in (before, after)]
+        makers = [re.sub(r" \([^)]*\)", "", str(maker)) for maker in makers]  # in short
         made = f"Made again by {makers[1]}" + (f", before by {makers[0]}" if makers[0] != makers[1] else "")
         back, self._compared = self._place_before, (before.path, after.path)
         actions = [("Compare", "compare_again")] if apart and apart.psnr < math.inf else []

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 from app_things import application, command, gone, until
-from conftest import needs_mlx
+from conftest import needs_mlx, needs_torch
 from PIL import Image
 from PySide6.QtCore import QMimeData, QPointF, Qt, QUrl
 from PySide6.QtGui import QDropEvent, QImage
@@ -300,3 +300,28 @@ def test_a_picture_over_ssh_with_small_previews(tmp_path, monkeypatch):
         assert "MLX" in json.loads(image.text["mlxldm"])["made_by"]["backend"]
     client.close()
     gone(client)
+
+
+@needs_mlx
+@needs_torch
+def test_made_again_on_the_other_backend_and_the_difference_is_said(tmp_path, monkeypatch):
+    """The first picture ever, of the model that is built in, and once more on PyTorch."""
+    monkeypatch.setenv("MLXLDM_HOME", str(tmp_path))
+    application()
+    window = Window()
+    window.desk.go(Place("mlx", "cpu"))
+    window.show()
+    try:
+        until(lambda: window.client.greeting and window.panel.model.count(), 60)
+        assert window.viewer.welcome.isVisible()
+        window.panel.show_job(Job(seed=5, steps=2, width=64, height=64))
+        window.viewer.example.emit("a red lighthouse by the sea at dusk")
+        until(lambda: window.shown is not None and not window.queue.state.busy, 60)
+        window._make_again_on(Place("torch", "cpu"))
+        until(lambda: "Made again by torch" in window.viewer.bar.words.text(), 120)
+        text = window.viewer.bar.words.text()
+        assert "before by MLX" in text and ("to the eye" in text or "to the bit" in text), text
+        assert window.panel.backend.toolTip().startswith("PyTorch")
+    finally:
+        window.close()
+        gone(window)

@@ -215,6 +215,9 @@ class Client(QObject):
         self._answers.clear()
         self._crashes.clear()
         self.log.clear()
+        if self._is_quiet:
+            self._is_quiet = False
+            self.quiet.emit(False)
         if process is not None:
             for signal_, slot in ((process.readyReadStandardOutput, self._read), (process.finished, self._finished),
                                   (process.readyReadStandardError, self._read_log),
@@ -332,7 +335,7 @@ class Client(QObject):
                 if last:
                     self.greeting = None  # so that nobody gives it more
                 self.ended.emit(name, message)
-                if last:
+                if last and self._next is not None:
                     self._replace()
                 return
             if event == "step" and isinstance(message.get("seconds"), int | float):
@@ -410,6 +413,8 @@ class Client(QObject):
         if self._leaving:
             return
         if self._next is not None:
+            if not forced:
+                self.crashed.emit(crash)
             self._replace()
         elif line and self._met:
             seconds = AGAIN[min(self._tries, len(AGAIN) - 1)]

@@ -752,6 +752,8 @@ class Window(QMainWindow):
             if message["ev"] == "estimate":
                 whole = (self.client.greeting or {}).get("memory")
                 self.panel.show_estimate(message.get("seconds"), message.get("memory"), message.get("available"), whole)
+                if message.get("short"):
+                    self.panel.estimate.setToolTip(str(message["short"]))
             else:
                 self.panel.estimate.say(str(message.get("message")))
 

@@ -379,6 +379,26 @@ def test_another_worker_takes_over_when_the_running_job_has_ended(made):
     until(lambda: not alive(first))
 
 
+def test_a_crash_while_another_worker_waits_is_said_and_that_one_takes_over(made):
+    it = made("--pace", "0.05").start()
+    it.queue.add(Job(prompt="crash", seed=1, steps=4))
+    until(lambda: it.queue.progress is not None and it.queue.progress.step == 1)
+    it.client.use(command("--name", "far"))
+    until(lambda: it.client.greeting is not None and it.client.greeting["backend"] == "far")
+    assert "stopped unexpectedly" in next(one for one in it.notices if one).text
+    assert it.entries() == [("crash", "paused")] and it.queue.state is State.IDLE
+
+
+def test_who_hears_of_an_end_may_choose_another_worker_again(made):
+    it = made("--pace", "0.05").start()
+    it.client.ended.connect(lambda *_: it.client.use(command("--name", "farther")))
+    it.queue.add(Job(prompt="fine", seed=1, steps=3))
+    until(lambda: it.queue.progress is not None and it.queue.progress.step == 1)
+    it.client.use(command("--name", "far"))
+    until(lambda: it.client.greeting is not None and it.client.greeting["backend"] == "farther")
+    assert not it.client.leaving and len(it.history.pictures()) == 1
+
+
 def test_every_state_has_been_seen_by_these_tests():
     assert {state.value for state in State} == {
         "starting", "down", "idle", "loading", "generating", "stopping", "error", "crashed", "lost",

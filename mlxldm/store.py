@@ -16,6 +16,7 @@ import json
 import os
 import re
 import secrets
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -34,6 +35,7 @@ Present = Callable[[Path], Folder]
 Look = Callable[[Path], dict[str, Any]]
 
 CHECKPOINTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
+_LOOKING = threading.Lock()
 DEPTH = 6  # folders below an added one
 LOOKS = 3  # of a checkpoint, by what is asked of it: one that was kept from before it was is looked at again
 
@@ -393,7 +395,15 @@ def scan(look: Look) -> list[dict[str, Any]]:
 
 
 def looked(paths: Sequence[Path], look: Look) -> dict[Path, dict[str, Any]]:
-    """What `look` says of files and folders, or said before of those that have not changed since."""
+    """What `look` says of files and folders, or said before of those that have not changed since.
+
+    Of several threads that ask at once, as for a first list of two hundred files, one looks and the others wait.
+    """
+    with _LOOKING:
+        return _looked(paths, look)
+
+
+def _looked(paths: Sequence[Path], look: Look) -> dict[Path, dict[str, Any]]:
     memory = home() / ".seen.json"
     try:
         seen = read_json(memory)

@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -156,3 +158,24 @@ def test_a_full_disk_leaves_no_half_of_a_small_file(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"] and "1" in (tmp_path / "a.json").read_text()
+
+
+def test_threads_that_ask_at_once_look_once(home, tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    for i in range(5):
+        (folder / f"{i}.safetensors").write_bytes(b"")
+    store.add_folder(folder)
+    seen, rows = [], []
+
+    def look(path):
+        seen.append(path)
+        time.sleep(0.02)
+        return {"state": "no"}
+
+    threads = [threading.Thread(target=lambda: rows.append(store.scan(look))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 5 and rows[0] == rows[1] == rows[2] and len(rows[0]) == 5

@@ -6,6 +6,7 @@ writes every event into `journal` there, so that the next process after a kill g
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -306,9 +307,17 @@ class Person(QObject):
             self._when_there(str(arguments[1]))
 
     def _when_there(self, path: str) -> None:
+        """In a thread of its own, which may come too late to see the file under its first name."""
+        whole = path.removesuffix(".part")
+
+        def begun() -> bool:
+            with contextlib.suppress(FileNotFoundError):
+                return os.path.getsize(path) > 0
+            return os.path.exists(whole)
+
         def wait() -> None:
-            while not (os.path.exists(path) and os.path.getsize(path)):
-                pass
+            while not begun():
+                time.sleep(0)  # other threads write it
             self._kill()
 
         threading.Thread(target=wait, daemon=True).start()

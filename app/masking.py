@@ -92,10 +92,18 @@ class Masking(QWidget):
         return self._painted is not None
 
     def file(self) -> str | None:
-        """The mask's file."""
+        """The mask's file; None for no mask, and where it cannot be kept (then it is still `unkept`)."""
         if self._painted is not None:
-            self._file, self._painted = self.keep() if self._painted else None, None
+            file = self.keep() if self._painted else None
+            if self._painted and file is None:
+                return None
+            self._file, self._painted = file, None
         return self._file
+
+    @property
+    def unkept(self) -> bool:
+        """Whether there is a mask that no file has yet."""
+        return bool(self._painted)
 
     def fields(self, mask: bool, extend: bool) -> dict[str, Any]:
         """What a job says about its mask, for a model that takes a mask or not, and an extension or not."""

@@ -341,7 +341,9 @@ class Panel(QWidget):
     def make(self, front: bool) -> None:
         """Ask for the pictures, if they can be made."""
         if self.button.isEnabled():
-            self.generate.emit(self.job(), front)
+            job = self.job()
+            if not (self._masked[0] and self.masking.unkept):  # that was said; without it, all would be painted over
+                self.generate.emit(job, front)
 
     # Models.
 

@@ -265,6 +265,24 @@ def test_what_a_model_cannot_do_with_a_mask_is_not_shown(shown):
     assert panel.job().mask is not None
 
 
+def test_a_mask_that_cannot_be_kept_makes_no_job_without_it(shown, monkeypatch):
+    window = shown
+    window.panel.prompt.replace("fine")
+    window.do_mask()
+    dab(window)
+
+    def full(folder: Path, data: bytes) -> Path:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mlxldm_app.pictures.keep_input", full)
+        window.do_generate()
+        assert "The mask was not kept: No space left" in window.viewer.bar.words.text() and not window.queue.waiting
+        assert window.panel.masking.masked and window.inpaint.isVisible()
+    window.do_generate()
+    assert white(window.queue.waiting[0].job.mask) > 0
+
+
 def test_a_mask_is_opened_and_saved(shown, place, monkeypatch):  # noqa: F811
     window = shown
     act = window.actions_

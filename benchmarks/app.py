@@ -250,7 +250,7 @@ def window_with(worker: list[str]) -> Any:
     return window
 
 
-def until(true: Callable[[], object], limit: float = 300) -> None:
+def until(true: Callable[[], object], limit: float = 120) -> None:
     """Let Qt work until something is so."""
     from PySide6.QtCore import QCoreApplication, QEventLoop
 
@@ -288,7 +288,7 @@ def worker(options: argparse.Namespace) -> dict[str, float]:
                           encoding="rgb8", sent=time.monotonic())  # fmt: skip
             return {"ev": "done", "seconds": 1.0}
 
-    Timed(argparse.Namespace(pace=0.02, load=0.0, refuse=False, die=False, silent=False)).run()
+    Timed(fake_worker.options([])).run()
     return {}
 
 

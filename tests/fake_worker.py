@@ -240,7 +240,8 @@ class Fake:
             sys.stderr.flush()
 
 
-if __name__ == "__main__":
+def options(arguments: list[str] | None = None) -> argparse.Namespace:
+    """What the module's docstring lists."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--pace", type=float, default=0.01)
     parser.add_argument("--load", type=float, default=0.0)
@@ -248,4 +249,8 @@ if __name__ == "__main__":
     parser.add_argument("--shade", type=int, default=0)
     for flag in ("--refuse", "--die", "--silent", "--loras"):
         parser.add_argument(flag, action="store_true")
-    Fake(parser.parse_args()).run()
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    Fake(options()).run()

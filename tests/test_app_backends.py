@@ -18,6 +18,8 @@ from PySide6.QtCore import Qt  # noqa: E402
 from PySide6.QtTest import QTest  # noqa: E402
 from PySide6.QtWidgets import QApplication  # noqa: E402
 
+from app_things import gone  # noqa: E402
+
 from mlxldm_app import client, probe  # noqa: E402
 from mlxldm_app.backends import BackendPopover, places  # noqa: E402
 from mlxldm_app.probe import Found, Probe  # noqa: E402
@@ -169,7 +171,7 @@ def test_exactly_one_is_active():
     assert sum(row.radio.isChecked() for row in popover.rows) == 1
     popover.set_busy(True)
     assert "waits" in popover.note.text()
-    popover.close()
+    gone(popover)
 
 
 def test_a_machine_that_answers_is_remembered_and_one_that_does_not_is_not(fake_ssh):

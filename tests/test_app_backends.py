@@ -14,11 +14,10 @@ import pytest
 pytest.importorskip("PySide6.QtWidgets", reason="PySide6 is not installed")
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
+from app_things import gone  # noqa: E402
 from PySide6.QtCore import Qt  # noqa: E402
 from PySide6.QtTest import QTest  # noqa: E402
 from PySide6.QtWidgets import QApplication  # noqa: E402
-
-from app_things import gone  # noqa: E402
 
 from mlxldm_app import client, probe  # noqa: E402
 from mlxldm_app.backends import BackendPopover, places  # noqa: E402

@@ -105,6 +105,7 @@ class Desk(QObject):
         if host not in self._sheets:
             self._sheets[host] = ModelSheet(self.keeper(place), self._window, here=not host)
             self._sheets[host].picked.connect(self.picked)
+            self._sheets[host].finished.connect(lambda _: self.keeper(place).rest())
         return self._sheets[host]
 
     def keeper(self, place: Place) -> Keeper:

@@ -238,6 +238,11 @@ class Keeper(QObject):
         """End its worker; a download goes on the next time."""
         self._talk.close()
 
+    def rest(self) -> None:
+        """Nobody looks: its worker ends, if it has nothing to do. The next question starts another."""
+        if not self._talk.busy:
+            self._talk.close()
+
     def refresh(self) -> None:
         """List again what is here."""
 

@@ -71,6 +71,11 @@ class Talk(QObject):
         self._heard[name] = heard, (*until, "error")
         return name
 
+    @property
+    def busy(self) -> bool:
+        """Whether somebody waits for an answer."""
+        return bool(self._heard)
+
     def cancel(self, name: str) -> None:
         """Stop what has this id."""
         self.send("cancel", id=name)

@@ -236,6 +236,12 @@ def test_downloads_and_conversions_go_on_while_the_sheet_is_closed(window):
     sheet.keeper.convert("dreamshaper-8", "small", 8, None)
     until(lambda: sheet.pages.currentIndex() == 3)
     assert "sha256 abab" in sheet.report.toPlainText()
+    until(lambda: not sheet.keeper.running and not sheet.keeper._talk.busy)
+    assert sheet.keeper._talk.ready is not None
+    sheet.reject()
+    assert sheet.keeper._talk.ready is None, "its worker has ended"
+    window.do_models()
+    until(lambda: sheet.keeper._talk.ready is not None)
 
 
 # What the system is told, and what people send.

@@ -98,7 +98,7 @@ class LoraRow(QWidget):
         first.addWidget(self.switch)
         first.addWidget(self.name, 1)
         first.addWidget(self.close_button)
-        second.setContentsMargins(INDENT - 4, 0, 0, 0)
+        second.setContentsMargins(INDENT - 1, 0, 0, 0)
         second.addWidget(self.word, 1)
         second.addWidget(self.more)
         amount = QHBoxLayout()

@@ -43,7 +43,7 @@ ZOOM = 1.25
 LEAST, MOST = 0.05, 32.0
 TILE = 112  # side of the live picture in the corner
 LINE = 26  # pixels: of the bar's first one, with its sign and its button to close
-STATUS = 130, 250  # pixels that the line below the picture has before buttons get any, and while something runs
+STATUS = 180, 250  # pixels that the line below the picture has before buttons get any, and while something runs
 
 
 class Canvas(QWidget):
@@ -494,17 +494,23 @@ class Viewer(QWidget):
     def _follow(self) -> None:
         """Buttons say what their commands say; the first is there while something runs, the others while
         there is a picture and room, and always what is needed."""
+        first = [one for at, one in enumerate(self._actions) if one is self._needed or (self._busy and at == 0)]
+        rest = [] if self._empty else [one for one in self._actions[1:] if one is not self._rare and one not in first]
         room = self.width() - 32 - self.more.sizeHint().width() - STATUS[self._busy]
-        for at, (action, button) in enumerate(zip(self._actions, self._buttons, strict=True)):
+        buttons = dict(zip(self._actions, self._buttons, strict=True))
+        for action, button in buttons.items():
             text = action.text().replace("&", "")
             if button.text() != text:
                 button.setText(text)
             button.setEnabled(action.isEnabled())
-            wide = button.sizeHint().width() + 8
-            usual = self._busy if at == 0 else room >= wide and not self._empty and action is not self._rare
-            seen = action.isVisible() and (usual or action is self._needed)
-            button.setVisible(seen)
-            room -= wide if seen else 0
+        seen = set()
+        for action in [*first, *rest]:
+            wide = buttons[action].sizeHint().width() + 8
+            if action.isVisible() and (action in first or wide <= room):
+                seen.add(action)
+                room -= wide
+        for action, button in buttons.items():
+            button.setVisible(action in seen)
 
     def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802
         """As many buttons as there is room for."""

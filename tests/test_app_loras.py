@@ -341,6 +341,7 @@ def prompt():
     made.show()
     made.activateWindow()
     made.setFocus()
+    until(made.hasFocus)
     yield made
     gone(made)
 

@@ -90,7 +90,7 @@ class Panel(QWidget):
         self._image: str | None = None
         self._quiet = False  # while a job is shown
         self._why_not = ""
-        self._running = False
+        self._running = self._down = False
 
         self.model = Combo()
         self.model.setAccessibleName("Model")
@@ -573,7 +573,8 @@ class Panel(QWidget):
         model = self.current
         why = ""
         if not model.name:
-            why = "Waiting for the generator…" if not self._models else "Choose a model first"
+            waits = "The generator is not running" if self._down else "Waiting for the generator…"
+            why = waits if not self._models else "Choose a model first"
         elif not model.usable:
             why = "This model is not here now"
         elif model.takes("prompt") and not self.prompt.toPlainText().strip():
@@ -588,6 +589,11 @@ class Panel(QWidget):
     def set_running(self, running: bool) -> None:
         """Whether another picture is made now: then this one is added to the queue."""
         self._running = running
+        self._allow()
+
+    def set_down(self, down: bool) -> None:
+        """Whether there is no generator, and none on its way."""
+        self._down = down
         self._allow()
 
     def show_estimate(

@@ -1009,8 +1009,9 @@ class Window(QMainWindow):
 
     def _show_backend(self) -> None:
         greeting, c = self.client.greeting, theme.colours()
+        down = greeting is None and self.queue.state in (State.DOWN, State.LOST)
+        self.panel.set_down(down)
         if greeting is None:
-            down = self.queue.state in (State.DOWN, State.LOST)
             place = self.desk.place
             starting = f"Connecting to {place.name}…" if place.host else "Starting…"
             gone = f"No connection to {place.name}" if place.host else "The generator is not running"

@@ -202,6 +202,19 @@ def test_after_a_crash_the_message_and_the_chosen_model_stay(opened):
     until(lambda: window.queue.state is State.GENERATING)
 
 
+def test_without_a_generator_the_button_says_so(place):
+    application()
+    window = Window(Client(command("--refuse")))
+    try:
+        window.show()
+        until(lambda: window.queue.state is State.DOWN)
+        assert window.panel.button.text() == "The generator is not running" and not window.panel.button.isEnabled()
+        assert window.viewer.bar.words.text() == "Nothing here can draw: There is no backend here."
+    finally:
+        window.close()
+        gone(window)
+
+
 def test_a_queue_from_before_is_asked_about(opened, place):
     (place / "app").mkdir()
     history = History(place / "app" / "mlxldm.db")

@@ -90,7 +90,8 @@ class Panel(QWidget):
         self._image: str | None = None
         self._quiet = False  # while a job is shown
         self._why_not = ""
-        self._running = self._down = False
+        self._running = False
+        self._without = "Waiting for the generator…"  # what the button says while there is no model
 
         self.model = Combo()
         self.model.setAccessibleName("Model")
@@ -573,8 +574,7 @@ class Panel(QWidget):
         model = self.current
         why = ""
         if not model.name:
-            waits = "The generator is not running" if self._down else "Waiting for the generator…"
-            why = waits if not self._models else "Choose a model first"
+            why = self._without if not self._models else "Choose a model first"
         elif not model.usable:
             why = "This model is not here now"
         elif model.takes("prompt") and not self.prompt.toPlainText().strip():
@@ -591,9 +591,9 @@ class Panel(QWidget):
         self._running = running
         self._allow()
 
-    def set_down(self, down: bool) -> None:
-        """Whether there is no generator, and none on its way."""
-        self._down = down
+    def without_models(self, why: str) -> None:
+        """What the button says while there is no model."""
+        self._without = why
         self._allow()
 
     def show_estimate(

@@ -1010,7 +1010,8 @@ class Window(QMainWindow):
     def _show_backend(self) -> None:
         greeting, c = self.client.greeting, theme.colours()
         down = greeting is None and self.queue.state in (State.DOWN, State.LOST)
-        self.panel.set_down(down)
+        waits = "The generator is not running" if down else "Waiting for the generator…"
+        self.panel.without_models(waits if greeting is None else "Get a model first")
         if greeting is None:
             place = self.desk.place
             starting = f"Connecting to {place.name}…" if place.host else "Starting…"

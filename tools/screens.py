@@ -333,6 +333,15 @@ def silent(app, window) -> None:
     window.say(of_silence())
 
 
+def lost(app, window) -> None:
+    """The line to another machine broke, and a model is on its way."""
+    from app.errors import of_line
+
+    idle(app, window)
+    window.say(of_line("‘studio.local’ does not answer any more.", 5, "Timeout, server studio.local not responding."))
+    window.desk.task.emit("sd-turbo: Downloading 57 % · 2 min left")
+
+
 def down(app, window) -> None:
     """Nothing here can draw."""
     until(app, lambda: window.viewer.bar.notice is not None)
@@ -528,7 +537,7 @@ def _opened(app, title: str):
 STATES = {
     one.__name__: one
     for one in (first, idle, typing, no_model, loading, generating, corner, stopping, waiting, error_memory, error_wish,
-                error_fault, error_saving, crashed, silent, down, nothing_found, painting, extending, dropping,
+                error_fault, error_saving, crashed, silent, lost, down, nothing_found, painting, extending, dropping,
                 comparing, advanced, loras, models, model_damaged, model_get, model_convert, model_report, backends,
                 backends_refused, preferences, details, shortcuts)
 }  # fmt: skip

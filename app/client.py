@@ -55,6 +55,16 @@ def _in_a_bundle() -> bool:
     return any(path.rstrip("/\\").endswith("app_packages") for path in sys.path)
 
 
+def process_in(environment: dict[str, str], parent: QObject) -> QProcess:
+    """A process that is not started yet, in our environment with this over it."""
+    process = QProcess(parent)
+    whole = QProcessEnvironment.systemEnvironment()
+    for key, value in {"TOKENIZERS_PARALLELISM": "false", **environment}.items():
+        whole.insert(key, value)
+    process.setProcessEnvironment(whole)
+    return process
+
+
 class Broken(Exception):
     """What came is no message, and nobody knows where the next one begins."""
 
@@ -175,11 +185,7 @@ class Client(QObject):
         if self._process is not None:
             return
         program, arguments, environment = self._command
-        process = QProcess(self)
-        surroundings = QProcessEnvironment.systemEnvironment()
-        for key, value in {"TOKENIZERS_PARALLELISM": "false", **environment}.items():
-            surroundings.insert(key, value)
-        process.setProcessEnvironment(surroundings)
+        process = process_in(environment, self)
         process.readyReadStandardOutput.connect(self._read)
         process.readyReadStandardError.connect(self._read_log)
         process.finished.connect(self._finished)

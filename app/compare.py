@@ -22,7 +22,7 @@ from . import theme
 from .canvas import Easel, outlined
 from .difference import difference
 from .pictures import INPUTS, read
-from .widgets import Elided
+from .widgets import Elided, Instead
 
 NEAR = 14  # view pixels from the line where a hand takes it
 STEPS = 1000  # of the slider
@@ -163,10 +163,8 @@ class Pair(Easel):
         super().focusOutEvent(event)
 
 
-class Compare(QWidget):
+class Compare(Instead):
     """The pair, the line as a slider, and a table of what differs."""
-
-    closed = Signal()
 
     def __init__(self, parent: QWidget | None = None):
         super().__init__(parent)
@@ -255,13 +253,6 @@ class Compare(QWidget):
         self.slider.blockSignals(True)
         self.slider.setValue(round(part * STEPS))
         self.slider.blockSignals(False)
-
-    def keyPressEvent(self, event: QKeyEvent) -> None:  # noqa: N802
-        """Esc is done with it, where nothing runs that it would stop."""
-        if event.key() == Qt.Key.Key_Escape and not event.modifiers():
-            self.closed.emit()
-        else:
-            super().keyPressEvent(event)
 
     def set_dark(self) -> None:
         """The ground, in the scheme that is on."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from PySide6.QtCore import Qt, Signal
-from PySide6.QtGui import QAction, QColor, QImage, QImageReader, QKeyEvent, QKeySequence
+from PySide6.QtGui import QAction, QColor, QImage, QImageReader, QKeySequence
 from PySide6.QtWidgets import QApplication, QVBoxLayout, QWidget
 
 from mlxldm.job import Job
@@ -16,12 +15,11 @@ from .canvas import Easel
 from .mask import MaskPainter, has_holes
 from .mask_bar import MaskBar
 from .panel import Panel
+from .widgets import Instead
 
 
-class Inpaint(QWidget):
+class Inpaint(Instead):
     """The painter over the panel's start picture. A mask belongs to its picture and is shown again with it."""
-
-    closed = Signal()  # there is nothing to paint on any more
 
     def __init__(self, panel: Panel, keep: Callable[[bytes], str | None], parent: QWidget | None = None):
         """`keep` makes a file of a mask that a job refers to, and returns its path."""
@@ -186,13 +184,6 @@ class Inpaint(QWidget):
     def export_mask(self, path: str) -> None:
         """Write the mask as a PNG. OSError if that fails."""
         Path(path).write_bytes(self.painter.layer.png())
-
-    def keyPressEvent(self, event: QKeyEvent) -> None:  # noqa: N802
-        """Esc is done with it, where nothing runs that it would stop."""
-        if event.key() == Qt.Key.Key_Escape and not event.modifiers():
-            self.closed.emit()
-        else:
-            super().keyPressEvent(event)
 
     def set_dark(self) -> None:
         """The ground, in the scheme that is on."""

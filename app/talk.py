@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from PySide6.QtCore import QObject, QProcess, QProcessEnvironment, Signal
+from PySide6.QtCore import QObject, QProcess, Signal
 
-from .client import ENDS, KEPT, Broken, Frames, worker_command
+from .client import ENDS, KEPT, Broken, Frames, process_in, worker_command
 
 Message = dict[str, Any]
 Heard = Callable[[Message, bytes], None]
@@ -40,11 +40,7 @@ class Talk(QObject):
         if self._process is not None:
             return
         program, arguments, environment = self._command
-        process = QProcess(self)
-        surroundings = QProcessEnvironment.systemEnvironment()
-        for key, value in {"TOKENIZERS_PARALLELISM": "false", **environment}.items():
-            surroundings.insert(key, value)
-        process.setProcessEnvironment(surroundings)
+        process = process_in(environment, self)
         process.readyReadStandardOutput.connect(self._read)
         process.readyReadStandardError.connect(self._read_log)
         process.finished.connect(self._finished)

@@ -304,6 +304,19 @@ class Amount(QWidget):
         self.changed.emit()
 
 
+class Instead(QWidget):
+    """What stands in the middle column for a while instead of the picture."""
+
+    closed = Signal()  # it has nothing to do any more, or somebody has enough of it
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:  # noqa: N802
+        """Esc is done with it, where nothing runs that it would stop."""
+        if event.key() == Qt.Key.Key_Escape and not event.modifiers():
+            self.closed.emit()
+        else:
+            super().keyPressEvent(event)
+
+
 class Well(QFrame):
     """Where a picture is dropped to start from."""
 

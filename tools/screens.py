@@ -2,9 +2,10 @@
 
     QT_QPA_PLATFORM=offscreen python tools/screens.py [--out DIR] [--only NAME] [--scale 2] [--keep]
 
-The states come from the scripted worker of the tests, and the gallery's pictures from tools/scenes/render.py: what the
-embedded model learned from, larger than it draws. What code can see of a window's looks (tests/app_looks.py) is checked
-in every one of them: exit code 1 if anything is wrong. `--keep` writes the handful that docs/screens/ has.
+All states but "real" come from the scripted worker of the tests, and the gallery's pictures from
+tools/scenes/render.py: what the embedded model learned from, larger than it draws. What code can see of a window's
+looks (tests/app_looks.py) is checked in every one of them: exit code 1 if anything is wrong. `--keep` writes the
+handful that docs/screens/ has.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 SCENES = (11, 16, 9, 40, 31, 21, 12, 5, 34, 19, 26, 8, 2, 27, 7, 18, 25, 36)  # numbers of the renderer's pictures
 SIZES = {"wide": (1280, 800), "small": (1024, 640)}
 KEPT = (
-    "generating-light-wide", "idle-dark-wide", "painting-light-wide", "first-light-small", "extending-dark-small",
-    "comparing-light-small", "models-light-small", "backends-dark-small", "loras-dark-small", "crashed-light-small",
+    "real-light-wide", "generating-light-wide", "idle-dark-wide", "painting-light-wide", "first-light-small",
+    "extending-dark-small", "comparing-light-small", "models-light-small", "backends-dark-small", "loras-dark-small",
+    "crashed-light-small",
 )  # fmt: skip
 
 
@@ -87,7 +89,8 @@ def draw(app, state: str, scheme: str, size: str, made: list[Path], target: Path
     """One window in one state; what is wrong with it."""
     with tempfile.TemporaryDirectory() as home:
         os.environ["MLXLDM_HOME"] = home
-        if state != "first":
+        bare = state in ("first", "real")  # without pictures
+        if not bare:
             fill(Path(home) / "pictures", made)
         from app_looks import complaints
 
@@ -100,16 +103,17 @@ def draw(app, state: str, scheme: str, size: str, made: list[Path], target: Path
         flags += ["--load", "60"] if state == "loading" else []
         flags += ["--refuse"] if state == "down" else []
         flags += ["--loras"] if state == "loras" else []
-        client = Client((sys.executable, [str(ROOT / "tests" / "fake_worker.py"), *flags], {}))
+        scripted = (sys.executable, [str(ROOT / "tests" / "fake_worker.py"), *flags], {})
+        client = Client() if state == "real" else Client(scripted)
         window = Window(client)
         window.settings.setValue("appearance", scheme)
         window.resize(*SIZES[size])
         window.show()
         until(app, lambda: client.greeting is not None or state == "down")
-        until(app, lambda: state == "first" or len(window.gallery_model.shown) == len(made))
-        until(app, lambda: window.panel.model.count() > 1 or state == "down")
+        until(app, lambda: bare or len(window.gallery_model.shown) == len(made))
+        until(app, lambda: window.panel.model.count() > 1 or state in ("down", "real"))
         above = STATES[state](app, window)
-        if client.greeting is not None:
+        if client.greeting is not None and state != "real":
             client.greeting.update(backend="mlx", device_name="CPU")
             window._follow()
         spend(app, 0.6)
@@ -205,11 +209,35 @@ MODELS = [
      "folder": "/Volumes/Archive"},
 ]  # fmt: skip
 
+REAL = (
+    "a red lighthouse by the sea at dusk", "a blue house in the snow at night",
+    "a green tent in the mountains in autumn", "a yellow boat on a lake at dawn",
+    "a white windmill on a hill in summer", "an orange balloon over the desert at noon",
+    "a purple house by the sea in spring", "snowy mountains at night under a full moon",
+    "a red boat on a lake at dusk", "a red lighthouse by the sea at dusk",
+)  # fmt: skip
+
 # The states. Some return what is open above the window.
 
 
 def first(app, window) -> None:
     """Nothing was ever made."""
+
+
+def real(app, window) -> None:
+    """What the embedded model really draws, by the real worker."""
+    from mlxldm.job import Job
+
+    made = []
+    window.queue.saved.connect(lambda picture, job: made.append(picture))
+    for i, words in enumerate(REAL):
+        window._add(Job(prompt=words, seed=5 if i == len(REAL) - 1 else 10 + i))
+    until(app, lambda: len(made) == len(REAL), 120)
+    spend(app, 1)
+    window.say(None)
+    window.panel.prompt.setPlainText(REAL[-1])
+    window._select(0)
+    spend(app, 2)  # until the estimate is there
 
 
 def idle(app, window) -> None:
@@ -536,10 +564,10 @@ def _opened(app, title: str):
 
 STATES = {
     one.__name__: one
-    for one in (first, idle, typing, no_model, loading, generating, corner, stopping, waiting, error_memory, error_wish,
-                error_fault, error_saving, crashed, silent, lost, down, nothing_found, painting, extending, dropping,
-                comparing, advanced, loras, models, model_damaged, model_get, model_convert, model_report, backends,
-                backends_refused, preferences, details, shortcuts)
+    for one in (first, real, idle, typing, no_model, loading, generating, corner, stopping, waiting, error_memory,
+                error_wish, error_fault, error_saving, crashed, silent, lost, down, nothing_found, painting, extending,
+                dropping, comparing, advanced, loras, models, model_damaged, model_get, model_convert, model_report,
+                backends, backends_refused, preferences, details, shortcuts)
 }  # fmt: skip
 
 

@@ -617,7 +617,7 @@ class Panel(QWidget):
         over = [f"{what}{count} of {limit}" for what, count in
                 (("", prompt), ("Left out: ", negative)) if limit and count > limit]  # fmt: skip
         near = limit and prompt > 0.75 * limit
-        self.counter.setText(f"{over[0]} · the end may be ignored" if over else f"{prompt} of {limit}" if near else "")
+        self.counter.setText(f"{over[0]} · too long for this model" if over else f"{prompt} of {limit}" if near else "")
         restyle(self.counter, level="amber" if over else "", quiet=not over)
         self.counter.setVisible(bool(self.counter.text()))
 

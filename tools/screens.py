@@ -4,8 +4,8 @@
 
 All states but "real" come from the scripted worker of the tests, and the gallery's pictures from
 tools/scenes/render.py: what the embedded model learned from, larger than it draws. What code can see of a window's
-looks (tests/app_looks.py) is checked in every one of them: exit code 1 if anything is wrong. `--keep` writes the
-handful that docs/screens/ has.
+looks (tests/app_looks.py) is checked in every one of them: exit code 1 if anything is wrong. `--keep` writes what
+docs/screens/ has: a handful as they are, and all that were drawn, small, on a sheet for each scheme and size.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+SCREENS = ROOT / "docs" / "screens"
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tools" / "scenes")]
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
@@ -70,18 +71,23 @@ def main() -> int:
     app = QApplication(["mlxldm"])
     app.setApplicationName("mlxldm")
     assert "DejaVu Sans" in QFontDatabase.families(), "without fonts Qt draws boxes"
-    wrong = 0
+    wrong, twice = 0, "@2" if asked.scale == 2 else ""
+    sheets: dict[str, list[Path]] = {}
     for state in STATES:
         for scheme in ("light", "dark"):
             for size in SIZES:
                 name = f"{state}-{scheme}-{size}"
                 if any(part in name for part in asked.only.split(",")):
-                    target = asked.out / f"{name}{'@2' if asked.scale == 2 else ''}.png"
+                    target = asked.out / f"{name}{twice}.png"
+                    sheets.setdefault(f"all-{scheme}-{size}{twice}", []).append(target)
                     found = draw(app, state, scheme, size, made, target)
                     print(target, *found, sep="\n    ", flush=True)
                     wrong += len(found)
                     if asked.keep and name in KEPT and asked.scale == 1:
-                        packed(target, ROOT / "docs" / "screens" / f"{name}.png")
+                        packed(target, SCREENS / f"{name}.png")
+    for name, drawn in sheets.items():
+        if asked.keep and len(drawn) == len(STATES):
+            sheet(drawn, SCREENS / f"{name}.webp")
     return bool(wrong)
 
 
@@ -578,6 +584,23 @@ def packed(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with Image.open(source) as whole:
         whole.convert("RGB").save(target, optimize=True)
+
+
+def sheet(sources: list[Path], target: Path, wide: int = 640, columns: int = 4) -> None:
+    """All of them, small, with their names."""
+    from PIL import Image, ImageDraw
+
+    with Image.open(sources[0]) as first:
+        high = round(wide * first.height / first.width)
+    cell = wide + 12, high + 28
+    whole = Image.new("RGB", (columns * cell[0], -(-len(sources) // columns) * cell[1]), (96, 96, 100))
+    names = ImageDraw.Draw(whole)
+    for i, source in enumerate(sources):
+        x, y = i % columns * cell[0] + 6, i // columns * cell[1]
+        names.text((x, y + 7), source.stem, fill="white")
+        with Image.open(source) as one:
+            whole.paste(one.convert("RGB").resize((wide, high), Image.Resampling.LANCZOS), (x, y + 22))
+    whole.save(target, quality=80, method=6)
 
 
 if __name__ == "__main__":

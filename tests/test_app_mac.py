@@ -14,7 +14,7 @@ from conftest import ROOT
 import mlxldm
 from mlxldm.awake import MAY_SLEEP, USER_INITIATED, Awake
 
-pytest.importorskip("PySide6.QtWidgets", reason="PySide6 is not installed")
+pytest.importorskip("PySide6.QtWidgets", reason="Qt is not here, or not all of it", exc_type=ImportError)
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
 from PySide6.QtWidgets import QApplication  # noqa: E402

@@ -55,9 +55,20 @@ def _in_a_bundle() -> bool:
     return any(path.rstrip("/\\").endswith("app_packages") for path in sys.path)
 
 
-def process_in(environment: dict[str, str], parent: QObject) -> QProcess:
-    """A process that is not started yet, in our environment with this over it."""
+def process_in(
+    environment: dict[str, str],
+    parent: QObject,
+    read: Callable[[], None],
+    read_log: Callable[[], None],
+    finished: Callable[..., None],
+    failed: Callable[..., None],
+) -> QProcess:
+    """A process that is not started yet, in our environment with this over it; the others hear what comes of it."""
     process = QProcess(parent)
+    process.readyReadStandardOutput.connect(read)
+    process.readyReadStandardError.connect(read_log)
+    process.finished.connect(finished)
+    process.errorOccurred.connect(failed)
     whole = QProcessEnvironment.systemEnvironment()
     for key, value in {"TOKENIZERS_PARALLELISM": "false", **environment}.items():
         whole.insert(key, value)
@@ -185,11 +196,7 @@ class Client(QObject):
         if self._process is not None:
             return
         program, arguments, environment = self._command
-        process = process_in(environment, self)
-        process.readyReadStandardOutput.connect(self._read)
-        process.readyReadStandardError.connect(self._read_log)
-        process.finished.connect(self._finished)
-        process.errorOccurred.connect(self._failed)
+        process = process_in(environment, self, self._read, self._read_log, self._finished, self._failed)
         self._process, self._frames, self._broken, self._refused = process, Frames(), None, None
         self._forced = self._leaving = False
         self.log.clear()

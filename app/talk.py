@@ -40,11 +40,7 @@ class Talk(QObject):
         if self._process is not None:
             return
         program, arguments, environment = self._command
-        process = process_in(environment, self)
-        process.readyReadStandardOutput.connect(self._read)
-        process.readyReadStandardError.connect(self._read_log)
-        process.finished.connect(self._finished)
-        process.errorOccurred.connect(self._failed)
+        process = process_in(environment, self, self._read, self._read_log, self._finished, self._failed)
         self._process, self._frames = process, Frames()
         process.start(program, arguments)
 

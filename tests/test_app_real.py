@@ -19,13 +19,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from app_things import alive
 from conftest import ROOT, needs_mlx
 from PIL import Image
 
 from mlxldm.job import Job
 from mlxldm.picture import read_record
-
-pytest.importorskip("PySide6.QtWidgets", reason="Qt is not here, or not all of it", exc_type=ImportError)
 
 NEEDED = ("xcb-cursor", "xcb-icccm", "xcb-keysyms", "xcb-image", "xcb-render-util", "xkbcommon-x11")  # by Qt for X
 SCREEN = "xvfb" if shutil.which("Xvfb") and all(map(ctypes.util.find_library, NEEDED)) else "offscreen"
@@ -121,15 +120,6 @@ class App:
         if self.process.poll() is None:
             self.process.kill()
             self.process.communicate()
-
-
-def alive(pid: int) -> bool:
-    """Whether a process is still there."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 @pytest.fixture

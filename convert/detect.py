@@ -47,7 +47,7 @@ SETTINGS = {"requires_safety_checker", "force_zeros_for_empty_prompt", "add_wate
 SETTINGS |= {"max_noise_level", "is_cosxl_edit"}
 
 FAMILY_GUIDANCE = {"sd1": 7.5, "sd2": 7.5, "sdxl": 5.0, "sdxl-refiner": 5.0, "upscaler": 9.0}
-PLAYGROUND_GUIDANCE = 3.0  # what Playground 2.5's page advises
+PLAYGROUND_DATA = 0.5  # the spread that Playground 2.5 takes latents to have (Li et al. 2024)
 # What the U-Net takes beside the noisy latents, in channels: what a model is for, and what these channels are.
 MORE_CHANNELS = {
     0: ("text-to-image", "nothing"),
@@ -175,7 +175,7 @@ def _diffusers(root: Path, wish: Wish) -> Found:
         width=width,
         height=height,
         steps=25,
-        guidance=PLAYGROUND_GUIDANCE if schedule.sigma_data == 0.5 else FAMILY_GUIDANCE[family],
+        guidance=guidance_of(schedule, FAMILY_GUIDANCE[family]),
         sampler=schedule.sampler,
     )
     defaults = distilled.of_folder(defaults, name, schedule, unet, why)
@@ -335,6 +335,11 @@ def _text(root: Path, folder: str, cls: str, skip: int) -> ClipTextConfig:
             f"{config.vocab_size} only."
         )
     return config
+
+
+def guidance_of(schedule: ScheduleConfig, usual: float) -> float:
+    """The guidance of a model: its family's usual one, but what Playground 2.5's page advises for its kind of EDM."""
+    return 3.0 if schedule.sigma_data == PLAYGROUND_DATA else usual
 
 
 def schedule_of(root: Path, family: str, why: list[str]) -> ScheduleConfig:

@@ -39,7 +39,7 @@ from mlxldm.tensors import Tensor, from_bfloat16, shown
 from mlxldm.tokenizer import BOS, EOS, LETTERS
 
 from . import distilled, names, original
-from .detect import PLAYGROUND_GUIDANCE, Found, PartSource, Wish
+from .detect import PLAYGROUND_DATA, Found, PartSource, Wish, guidance_of
 from .read import Source, Weights, open_file
 
 HERE = Path(__file__).parent / "families"
@@ -152,7 +152,7 @@ PARTS = (
 )
 # Two ways to train on EDM's noise levels: Playground 2.5's (Li et al. 2024, https://arxiv.org/abs/2402.17245), whose
 # latents have no mean and half a spread, and CosXL's, which predicts v (Stability AI 2024).
-PLAYGROUND, PLAYGROUND_SCALE = {"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_data": 0.5}, 0.5
+PLAYGROUND, PLAYGROUND_SCALE = {"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_data": PLAYGROUND_DATA}, 0.5
 COSXL = {"_class_name": "EDMEulerScheduler", "sigma_data": 1.0, "sigma_max": 120.0, "prediction_type": "v_prediction"}
 TEXTS = {
     768: "CLIP-L (the text encoder of Stable Diffusion 1.x, the first of XL)",
@@ -213,10 +213,8 @@ def _single(path: Path, file: Source, wish: Wish) -> Found:
     schedule = schedule_of(path, file, table, wish, why)
     words = _words_of(path, table, configs, why)
     size = table["v_size"] if schedule.prediction == "v" and "v_size" in table else table["size"]
-    guidance = PLAYGROUND_GUIDANCE if schedule.sigma_data == PLAYGROUND["sigma_data"] else table["guidance"]
-    defaults = Defaults(
-        width=size, height=size, steps=table["steps"], guidance=guidance, sampler=schedule.sampler
-    )
+    guidance = guidance_of(schedule, table["guidance"])
+    defaults = Defaults(width=size, height=size, steps=table["steps"], guidance=guidance, sampler=schedule.sampler)
     if table["family"] in ("sd1", "sd2", "sdxl"):
         called = f"{path.stem} {file.metadata.get('modelspec.title', '')}"
         defaults = distilled.of_file(defaults, called, configs["denoiser"], why)

@@ -139,14 +139,12 @@ def _clean(answer: Callable[[Array, float, float], tuple[Array, Array]], plan: P
         scale = 1 / math.sqrt(sigma * sigma + spread * spread)
 
         def clean(said: Array) -> Array:
-            if plan.sigma_data is not None:
-                part = said * (sigma * spread * scale)
-                return x * (spread * scale) ** 2 + (part if plan.prediction == "epsilon" else -part)
-            if plan.prediction == "epsilon":
+            if plan.prediction == "sample":
+                return said  # the model's answer is the guess
+            if plan.prediction == "epsilon" and plan.sigma_data is None:
                 return x - said * sigma
-            if plan.prediction == "v":
-                return x * (scale * scale) - said * (sigma * scale)
-            return said  # "sample": the model's answer is the guess
+            kept, part = x * (spread * scale * (spread * scale)), said * (sigma * spread * scale)
+            return kept - part if plan.prediction == "v" else kept + part
 
         said, free = answer(x * scale, plan.timestep(sigma), sigma)
         return (clean(said), clean(free)) if plan.both else clean(said)

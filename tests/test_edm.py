@@ -11,7 +11,6 @@ from conftest import has, needs_torch
 
 from mlxldm.config import ScheduleConfig, VaeConfig
 from mlxldm.errors import UserError
-from mlxldm.generate import generate
 from mlxldm.job import Job
 from mlxldm.schedule import Schedule
 
@@ -117,7 +116,8 @@ if has("torch") and has("mlx") and has("diffusers"):
     import tiny
     import torch
     from PIL import Image
-    from test_parity import APART, BAR, NEGATIVE, PROMPT, psnr, put_back
+    from test_large_models import as_bytes, same
+    from test_parity import NEGATIVE, PROMPT, put_back
 
     import mlxldm.backend
     from mlxldm_convert import view
@@ -167,10 +167,6 @@ def pictures(tmp_path_factory):
     return str(root / "image.png"), str(root / "mask.png")
 
 
-def drawn(model, job: Job) -> np.ndarray:
-    return next(event.pixels for event in generate(model, job) if hasattr(event, "pixels"))
-
-
 CASES = [
     # kind, diffusers' scheduler if not the model's own, our sampler, spacing
     ("playground", None, "dpmpp_2m", "model"),
@@ -209,19 +205,10 @@ def test_the_picture_is_that_of_diffusers(kind, scheduler, sampler, spacing, tas
         PROMPT, negative_prompt=NEGATIVE, guidance_scale=3.0, num_inference_steps=6, output_type="np",
         generator=torch.Generator().manual_seed(7), **given,
     ).images[0]  # fmt: skip
-    wanted = np.round(wanted * 255).astype(np.uint8)
+    wanted = as_bytes(wanted)
     if task == "mask":
         wanted = put_back(wanted, image, mask)
-    compare(ours, job, wanted, [{"seed": 8}, {"prompt": "a boat"}])
-
-
-def compare(ours, job: Job, wanted: np.ndarray, changes: list[dict]) -> None:
-    mlx, torch_ = (drawn(ours[name], job) for name in ("mlx", "torch"))
-    found = [psnr(mlx, wanted), psnr(torch_, wanted), psnr(mlx, torch_)]
-    print(job.sampler, *(f"{each:.1f}" for each in found), "dB")
-    assert min(found) >= BAR
-    for change in changes:
-        assert psnr(drawn(ours["mlx"], job.replace(**change)), mlx) <= APART, change
+    same(ours, job, wanted, [{"seed": 8}, {"prompt": "a boat"}])
 
 
 @needs_torch
@@ -236,7 +223,7 @@ def test_an_editing_model_is_given_latents_with_their_scale(models, pictures, tm
         PROMPT, negative_prompt=NEGATIVE, image=Image.open(image), guidance_scale=3.0, image_guidance_scale=1.5,
         num_inference_steps=6, generator=torch.Generator().manual_seed(7), output_type="np", width=64, height=96,
     ).images[0]  # fmt: skip
-    compare(ours, job, np.round(wanted * 255).astype(np.uint8), [{"seed": 8}, {"image_guidance": 4.0}])
+    same(ours, job, as_bytes(wanted), [{"seed": 8}, {"image_guidance": 4.0}])
     index = json.loads((path / "model_index.json").read_text())
     other = tmp_path / "other"
     shutil.copytree(path, other)
